@@ -1,0 +1,27 @@
+"""What every test shares: eight virtual CPU devices, a compilation cache, the shared data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# These must stand before the first import of jax, which reads them once.
+os.environ["JAX_PLATFORMS"] = os.environ.get("JAXFORMER_TEST_PLATFORM", "cpu")
+_DEVICES = "--xla_force_host_platform_device_count"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+os.environ.setdefault("MPLBACKEND", "agg")  # no test opens a window
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of data sets that are not in the repository; without it the test skips."""
+    folder = Path(os.environ.get("JAXFORMER_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip("the shared data folder is not here; set JAXFORMER_DATA to its path")
+    return folder
