@@ -1,0 +1,5 @@
+"""Attention: one signature, three ways to compute it."""
+
+from jaxformer.ops.attention.api import BACKENDS, attention
+
+__all__ = ["BACKENDS", "attention"]
