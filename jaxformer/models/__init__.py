@@ -1,0 +1,12 @@
+"""Model families. A family is a frozen Config and `make(config) -> Model`: two pure functions."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from jaxformer.models import decoder, encoder
+from jaxformer.models.model import Model, Output, count_parameters
+
+FAMILIES: dict[str, ModuleType] = {"decoder": decoder, "encoder": encoder}
+
+__all__ = ["FAMILIES", "Model", "Output", "count_parameters", "decoder", "encoder"]

@@ -1,0 +1,119 @@
+"""Causal language models: GPT, GPT-2, Llama and their kin, by choice of config.
+
+B batch, T time, S cache length, L layers, K key/value heads, H head width, D model width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer import ops
+from jaxformer.models.head import Classifier, Head
+from jaxformer.models.model import Batch, Model, Output, Params, positions_of
+from jaxformer.modules import stack
+from jaxformer.modules.block import Block
+from jaxformer.modules.config import TransformerConfig
+from jaxformer.modules.embed import Embed, RelativePositions, rotary
+from jaxformer.modules.norm import Norm
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(TransformerConfig):
+    """A decoder; see TransformerConfig. num_classes > 0 adds a classifier on the last token."""
+
+    num_classes: int = 0
+
+
+# Published sizes (Radford 2019, table 2), for `Config(**SIZES["gpt2"])`.
+_GPT2 = dict(vocab_size=50257, max_length=1024)
+SIZES = {
+    "gpt2": dict(_GPT2, num_layers=12, width=768, num_heads=12),
+    "gpt2_medium": dict(_GPT2, num_layers=24, width=1024, num_heads=16),
+    "gpt2_large": dict(_GPT2, num_layers=36, width=1280, num_heads=20),
+    "gpt2_xl": dict(_GPT2, num_layers=48, width=1600, num_heads=25),
+}
+
+
+def make(config: Config) -> Model:
+    """Returns the decoder as pure functions; see Model."""
+    block, embed, final_norm = Block(config), Embed(config), Norm(config)
+    relative = RelativePositions(config, bidirectional=False)
+    head, classifier = Head(config), Classifier(config.num_classes, config.init_std)
+
+    def init(key: jax.Array) -> Params:
+        keys = jax.random.split(key, 6)
+        tokens = jnp.zeros((1, 2), jnp.int32)
+        x_BTD = jnp.zeros((1, 2, config.width), jnp.float32)
+        turn = rotary(config, jnp.zeros((1, 2), jnp.int32))
+        params = {
+            "embed": embed.init(keys[0], tokens, tokens)["params"],
+            "layers": stack.init(block, keys[1], x_BTD, rotary=turn),
+            "final_norm": final_norm.init(keys[2], x_BTD).get("params", {}),
+            "relative": relative.init(keys[3]).get("params", {}),
+            "head": {} if config.tie_embeddings else head.init(keys[4])["params"],
+            "classifier": classifier.init(keys[5], x_BTD[:, 0])["params"] if config.num_classes else {},
+        }
+        return {name: tree for name, tree in params.items() if tree}
+
+    def apply(
+        params: Params,
+        batch: Batch,
+        *,
+        key: jax.Array | None = None,
+        cache: dict | None = None,
+        return_hidden: bool = False,
+        return_attention: bool = False,
+    ) -> Output:
+        positions_BT, segment_ids = positions_of(batch), batch.get("segment_ids")
+        tokens_BT = batch["tokens"]
+        keys = (None, None) if key is None else jax.random.split(key)
+        mask, index = ops.masks.causal(), None
+        if cache is not None:
+            index = cache["index"]
+            fresh = jnp.ones_like(tokens_BT) if segment_ids is None else segment_ids
+            valid_BS = jax.lax.dynamic_update_slice(cache["valid"], fresh != 0, (0, index))
+            mask = ops.masks.causal(offset=index) & ops.masks.explicit(valid_BS[:, None, None, :])
+            if "positions" not in batch:
+                positions_BT = positions_BT + index
+        elif segment_ids is not None:
+            mask = mask & ops.masks.segments(segment_ids)
+        x_BTD = embed.apply({"params": params["embed"]}, tokens_BT, positions_BT, key=keys[0])
+        out = stack.apply(
+            block, params["layers"], x_BTD,
+            cache=None if cache is None else {"k": cache["k"], "v": cache["v"]},
+            index=index, key=keys[1], return_hidden=return_hidden,
+            return_attention=return_attention, mask=mask, rotary=rotary(config, positions_BT),
+            bias=relative.apply({"params": params.get("relative", {})}, 0 if index is None else index),
+        )  # fmt: skip
+        hidden = final_norm.apply({"params": params.get("final_norm", {})}, out.x_BTD)
+        if cache is not None:
+            cache = {**out.cache, "valid": valid_BS, "index": index + tokens_BT.shape[1]}
+        return Output(hidden, cache, out.hidden_states_LBTD, out.attention_LBNTS)
+
+    def unembed(params: Params, hidden: jax.Array):
+        table_VD = params["embed"]["tokens"] if config.tie_embeddings else params["head"]["table"]
+        return hidden, table_VD, None
+
+    def classify(params: Params, hidden_BTD: jax.Array, batch: Batch) -> jax.Array:
+        """Reads the last real token: the only one that has seen the whole text (GPT-1)."""
+        B, T = batch["tokens"].shape
+        valid_BT = batch.get("segment_ids", jnp.ones((B, T), jnp.int32)) != 0
+        last_B = jnp.max(jnp.where(valid_BT, jnp.arange(T), 0), axis=1)
+        pooled_BD = jnp.take_along_axis(hidden_BTD, last_B[:, None, None], axis=1)[:, 0]
+        return classifier.apply({"params": params["classifier"]}, pooled_BD)
+
+    def init_cache(batch_size: int, max_length: int) -> dict:
+        shape = (config.num_layers, batch_size, max_length, config.kv_heads, config.per_head)
+        dtype = jnp.dtype(config.compute_dtype)
+        return {
+            "k": jnp.zeros(shape, dtype),
+            "v": jnp.zeros(shape, dtype),
+            "valid": jnp.zeros((batch_size, max_length), bool),
+            "index": jnp.zeros((), jnp.int32),
+        }
+
+    return Model(config, init, apply, unembed, classify, init_cache)

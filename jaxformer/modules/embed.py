@@ -1,0 +1,88 @@
+"""The embedding of tokens, and what a family's position scheme adds to it or to attention."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxformer import ops
+from jaxformer.modules.attention import Rotary
+from jaxformer.modules.config import TransformerConfig
+from jaxformer.modules.norm import Norm
+
+
+class Embed(nn.Module):
+    """Token embeddings plus absolute positions and token types, where the family has them."""
+
+    config: TransformerConfig
+    num_token_types: int = 0
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens_BT: jax.Array,
+        positions_BT: jax.Array,
+        token_types_BT: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Returns x_BTD in the compute dtype."""
+        c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
+        normal = nn.initializers.normal(c.init_std)
+        table_VD = self.param("tokens", normal, (c.vocab_size, c.width))
+        scale = c.width**0.5 if c.embed_scale else None
+        x_BTD = ops.embed(tokens_BT, table_VD, scale=scale, dtype=dtype)
+        if c.positions == "learned":
+            table_PD = self.param("positions", normal, (c.max_length, c.width))
+            x_BTD = x_BTD + ops.embed(positions_BT, table_PD, dtype=dtype)
+        elif c.positions.startswith("sinusoidal"):
+            interleaved = c.positions.endswith("interleaved")
+            waves_BTD = ops.sinusoidal(positions_BT, c.width, interleaved=interleaved)
+            x_BTD = x_BTD + waves_BTD.astype(dtype)
+        if self.num_token_types:
+            table_UD = self.param("token_types", normal, (self.num_token_types, c.width))
+            types_BT = jnp.zeros_like(tokens_BT) if token_types_BT is None else token_types_BT
+            x_BTD = x_BTD + ops.embed(types_BT, table_UD, dtype=dtype)
+        if c.embed_norm:
+            x_BTD = Norm(c, name="norm")(x_BTD)
+        return ops.dropout(x_BTD, c.dropout, key)
+
+
+class RelativePositions(nn.Module):
+    """The bias that ALiBi and T5 add to attention's logits; T5's table is shared by all layers."""
+
+    config: TransformerConfig
+    bidirectional: bool
+    num_buckets: int = 32
+    max_distance: int = 128
+
+    @nn.compact
+    def __call__(self, offset: int | jax.Array = 0):
+        """Returns the bias spec, or None; `offset` is the index of query 0 among the keys."""
+        c = self.config
+        if c.positions == "alibi":
+            return ops.alibi(c.num_heads, offset=offset)
+        if c.positions == "t5":
+            shape = (self.num_buckets, c.num_heads)
+            table_UN = self.param("relative_bias", nn.initializers.normal(c.init_std), shape)
+            return ops.t5_relative_bias(
+                table_UN,
+                bidirectional=self.bidirectional,
+                max_distance=self.max_distance,
+                offset=offset,
+            )
+        return None
+
+
+def rotary(config: TransformerConfig, positions_BT: jax.Array) -> Rotary | None:
+    """Returns RoPE's inputs for these positions, or None where the family has no RoPE."""
+    if not config.positions.startswith("rope"):
+        return None
+    frequencies, factor = ops.rope_frequencies(
+        config.per_head,
+        config.rope_base,
+        scaling=config.rope_scaling,
+        factor=config.rope_scaling_factor,
+        original_length=config.rope_original_length or config.max_length,
+    )
+    return Rotary(positions_BT, frequencies, factor)

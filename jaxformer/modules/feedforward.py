@@ -1,0 +1,38 @@
+"""The feed-forward layer's parameters, plain or gated."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+
+from jaxformer import ops
+from jaxformer.modules.config import TransformerConfig
+
+
+class FeedForward(nn.Module):
+    """Two matmuls around an activation (Vaswani 2017, eq. 2), or a GLU (Shazeer 2020)."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        c, D, F = self.config, x_BTD.shape[-1], self.config.feed_forward_width
+        normal, zeros = nn.initializers.normal(c.init_std), nn.initializers.zeros
+        std = c.init_std / (2 * c.num_layers) ** 0.5
+        start = zeros if c.zero_init_output else nn.initializers.normal(std)
+
+        def vector(name: str, size: int):
+            return self.param(name, zeros, (size,)) if c.bias else None
+
+        w_in_DF = self.param("in", normal, (D, F))
+        w_out_FD = self.param("out", start, (F, D))
+        b_in, b_out = vector("in_bias", F), vector("out_bias", D)
+        if c.gated:
+            w_gate_DF = self.param("gate", normal, (D, F))
+            return ops.gated_feed_forward(
+                x_BTD, w_gate_DF, w_in_DF, w_out_FD,
+                b_gate=vector("gate_bias", F), b_up=b_in, b_down=b_out, activation=c.activation,
+            )  # fmt: skip
+        return ops.feed_forward(
+            x_BTD, w_in_DF, w_out_FD, b_in=b_in, b_out=b_out, activation=c.activation
+        )

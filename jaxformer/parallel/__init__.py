@@ -1,0 +1,1 @@
+"""Where arrays lie: one mesh and one table of rules."""

@@ -1,0 +1,110 @@
+"""The table that says how each parameter is split over the mesh, and activations with it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxformer.parallel.mesh import BATCH_AXES
+
+# Path pattern (matched whole) -> the mesh axis of each dimension. Leaves under "layers" have a
+# leading layer axis, which the table leaves out. Megatron's pairs: the first matmul of a pair is
+# split by its outputs, the second by its inputs, so that one all-reduce closes the pair.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embed/tokens", ("tensor", "fsdp")),
+    (r"embed/(positions|token_types)", (None, "fsdp")),
+    (r"(.*/)?attention/(q|k|v)", ("fsdp", "tensor", None)),
+    (r"(.*/)?attention/(q|k|v)_bias", ("tensor", None)),
+    (r"(.*/)?attention/out", ("tensor", None, "fsdp")),
+    (r"(.*/)?cross_attention/(q|k|v)", ("fsdp", "tensor", None)),
+    (r"(.*/)?cross_attention/(q|k|v)_bias", ("tensor", None)),
+    (r"(.*/)?cross_attention/out", ("tensor", None, "fsdp")),
+    (r"(.*/)?feed_forward/(in|gate)", ("fsdp", "tensor")),
+    (r"(.*/)?feed_forward/(in|gate)_bias", ("tensor",)),
+    (r"(.*/)?feed_forward/out", ("tensor", "fsdp")),
+    (r"head/table", ("tensor", "fsdp")),
+    (r"head/bias", ("tensor",)),
+    (r"(masked_head|pooler|classifier)/kernel", ("fsdp", None)),
+    (r"masked_head/bias", ("tensor",)),
+    # Small vectors and tables: a copy everywhere.
+    (r"(.*/)?(scale|out_bias|kernel_bias|q_norm|k_norm|relative_bias)", ()),
+    (r"(.*norm|pooler|classifier)/bias", ()),
+)
+
+
+def path_name(path: tuple) -> str:
+    """Returns the "a/b/c" name of a pytree path of nested dicts."""
+    return "/".join(str(getattr(entry, "key", getattr(entry, "name", entry))) for entry in path)
+
+
+def spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules=RULES) -> PartitionSpec:
+    """Returns how the parameter `name` of `shape` is split over `mesh`.
+
+    A dimension that its mesh axis does not divide stays whole (65 characters over tensor=2).
+
+    Raises:
+      ValueError: no rule, or rules that disagree, for this name: the table must be mended.
+    """
+    found = {axes for pattern, axes in rules if re.fullmatch(pattern, name.removeprefix("layers/"))}
+    if len(found) != 1:
+        what = "no rule" if not found else f"rules that collide ({sorted(map(str, found))})"
+        raise ValueError(f"parallel/rules.py has {what} for parameter {name!r} of shape {shape}")
+    axes = found.pop()
+    if not axes:
+        return PartitionSpec()
+    stacked = (None,) * name.startswith("layers/")
+    if len(stacked) + len(axes) != len(shape):
+        raise ValueError(f"the rule of {name!r} names {len(axes)} axes, but its shape is {shape}")
+    return PartitionSpec(
+        *(
+            axis if axis is None or size % mesh.shape[axis] == 0 else None
+            for axis, size in zip((*stacked, *axes), shape, strict=True)
+        )
+    )
+
+
+def shardings(params: Any, mesh: Mesh) -> Any:
+    """Returns the NamedSharding of every parameter, as a tree like `params` (arrays or shapes)."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, spec(path_name(path), leaf.shape, mesh)), params
+    )
+
+
+def state_shardings(state: Any, params: Any, mesh: Mesh) -> Any:
+    """Returns the shardings of a whole train state.
+
+    Optimizer state is split like the parameter it belongs to: a leaf whose path ends in a
+    parameter's path and that has its shape follows it; anything else is replicated.
+    """
+    by_name = {
+        path_name(path): (leaf.shape, spec(path_name(path), leaf.shape, mesh))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+
+    def one(path, leaf):
+        parts = path_name(path).split("/")
+        for start in range(len(parts)):
+            shape, found = by_name.get("/".join(parts[start:]), (None, None))
+            if shape == leaf.shape:
+                return NamedSharding(mesh, found)
+        return NamedSharding(mesh, PartitionSpec())
+
+    return jax.tree_util.tree_map_with_path(one, state)
+
+
+def constrain_batch(x: jax.Array) -> jax.Array:
+    """Keeps the leading axis of `x` split over the batch axes of the mesh in use, if there is one.
+
+    Without it, XLA may follow the parameters' fsdp split into the activations, which gathers the
+    batch. Outside `jax.set_mesh(...)` it changes nothing, so models run bare in a notebook.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not set(BATCH_AXES) <= set(mesh.axis_names):
+        return x
+    if x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return x
+    rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *rest))

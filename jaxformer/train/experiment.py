@@ -1,0 +1,184 @@
+"""An experiment as the code sees it: one frozen dataclass per section of the ConfigDict."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxformer import checkpoint, config, data, generate
+from jaxformer.errors import UserError, one_of, suggest
+from jaxformer.models import FAMILIES, Model
+from jaxformer.objectives import OBJECTIVES
+from jaxformer.parallel import mesh
+from jaxformer.train import optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The run itself.
+
+    steps: updates in all. eval_every: steps between evaluations (0: only at the end); eval_tokens:
+    tokens an evaluation reads, the same each time (0: the whole validation split). log_every:
+    steps between records. accumulate: parts a batch is cut into. nonfinite: "skip" a step whose
+    loss or gradient is not finite, or "abort" (neither reaches a checkpoint). init_from: a workdir
+    whose parameters this run starts from. sample_every: steps between samples of text (0: only at
+    the end).
+    """
+
+    steps: int = 1000
+    eval_every: int = 0
+    eval_tokens: int = 0
+    log_every: int = 10
+    sample_every: int = 0
+    accumulate: int = 1
+    nonfinite: str = "skip"
+    init_from: str = ""
+
+    def __post_init__(self):
+        one_of(self.nonfinite, ("skip", "abort"), "train.nonfinite")
+        for name in ("steps", "log_every", "accumulate"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name}={getattr(self, name)} must be at least 1")
+        for name in ("eval_every", "eval_tokens", "sample_every"):
+            if getattr(self, name) < 0:
+                raise UserError(f"train.{name}={getattr(self, name)} must be at least 0 (0: off)")
+
+
+SECTIONS: dict[str, type] = {
+    "data": data.Config,
+    "optimizer": optimizer.Config,
+    "train": TrainConfig,
+    "mesh": mesh.Config,
+    "checkpoint": checkpoint.Config,
+    "generate": generate.Config,
+}
+# The sections whose dataclass depends on a choice: section -> (its key, its table).
+CHOICES = {"model": ("family", FAMILIES), "objective": ("name", OBJECTIVES)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A whole experiment, checked; `family` and `goal` name the model's and objective's modules."""
+
+    seed: int
+    family: str
+    goal: str
+    model: Any
+    objective: Any
+    data: data.Config
+    optimizer: optimizer.Config
+    train: TrainConfig
+    mesh: mesh.Config
+    checkpoint: checkpoint.Config
+    generate: generate.Config
+
+
+def fill(chosen: ConfigDict) -> ConfigDict:
+    """Returns the experiment's config with the default of every key that it left out.
+
+    Raises:
+      UserError: a section or key that does not exist, or a value of the wrong type.
+    """
+    known = ("seed", *CHOICES, *SECTIONS)
+    for name in chosen:
+        if name not in known:
+            raise UserError(
+                f"config.{name} is not a section{suggest(name, known)}; valid: {', '.join(known)}"
+            )
+    whole = ConfigDict({"seed": chosen.get("seed", 0)})
+    for name, (key, table) in CHOICES.items():
+        section = dict(chosen.get(name, {}))
+        pick = section.pop(key, next(iter(table)))
+        one_of(pick, table, f"{name}.{key}")
+        whole[name] = {key: pick, **_whole(table[pick].Config, section, name)}
+    for name, cls in SECTIONS.items():
+        whole[name] = _whole(cls, dict(chosen.get(name, {})), name)
+    return whole
+
+
+def _whole(cls: type, section: dict[str, Any], where: str) -> dict[str, Any]:
+    return dataclasses.asdict(config.build(cls, section, where))
+
+
+def build(chosen: ConfigDict) -> Experiment:
+    """Returns the experiment of a config, with everything checked that needs no data."""
+    whole = fill(chosen)
+    if not isinstance(whole.seed, int):
+        raise UserError(f"seed must be an int, but is {whole.seed!r}")
+    sections: dict[str, Any] = {"seed": whole.seed}
+    for name, (key, table) in CHOICES.items():
+        section = dict(whole[name])
+        pick = section.pop(key)
+        sections["family" if name == "model" else "goal"] = pick
+        sections[name] = config.build(table[pick].Config, section, name)
+    for name, cls in SECTIONS.items():
+        sections[name] = config.build(cls, dict(whole[name]), name)
+    experiment = Experiment(**sections)
+    _check(experiment)
+    return experiment
+
+
+def _check(experiment: Experiment) -> None:
+    goal, batch_size = OBJECTIVES[experiment.goal], experiment.data.batch_size
+    if experiment.family not in goal.FAMILIES:
+        raise UserError(
+            f"objective.name={experiment.goal} needs model.family={' or '.join(goal.FAMILIES)}, "
+            f"but it is {experiment.family}"
+        )
+    if experiment.data.layout not in goal.LAYOUTS:
+        raise UserError(
+            f"objective.name={experiment.goal} reads data.layout={' or '.join(goal.LAYOUTS)}, "
+            f"but it is {experiment.data.layout}"
+        )
+    if experiment.data.seq_len > experiment.model.max_length:
+        raise UserError(
+            f"data.seq_len={experiment.data.seq_len} is longer than "
+            f"model.max_length={experiment.model.max_length}; "
+            f"try --config.model.max_length={experiment.data.seq_len}"
+        )
+    if batch_size % experiment.train.accumulate:
+        raise UserError(
+            f"train.accumulate={experiment.train.accumulate} does not divide "
+            f"data.batch_size={batch_size}"
+        )
+
+
+def check_mesh(experiment: Experiment, sizes: tuple[int, ...]) -> None:
+    """Raises UserError if the batch or the heads do not divide over a mesh of these sizes."""
+    data_size, fsdp, tensor = sizes
+    part = experiment.data.batch_size // experiment.train.accumulate
+    if part % (data_size * fsdp):
+        raise UserError(
+            f"data.batch_size={experiment.data.batch_size} in {experiment.train.accumulate} parts "
+            f"is {part} rows, which the mesh's data x fsdp = {data_size * fsdp} does not divide; "
+            f"try --config.data.batch_size={data_size * fsdp * experiment.train.accumulate}"
+        )
+    for name in ("num_heads", "kv_heads"):
+        heads = getattr(experiment.model, name)
+        if heads % tensor:
+            raise UserError(
+                f"mesh.tensor={tensor} does not divide model.{name}={heads}; heads are split over "
+                "the tensor axis"
+            )
+
+
+def make_model(experiment: Experiment, info: data.Info) -> Model:
+    """Returns the model, its vocabulary and heads fitted to the data and the objective.
+
+    Raises:
+      UserError: a model.vocab_size smaller than the tokenizer's.
+    """
+    wanted = experiment.model.vocab_size or info.vocab_size
+    if wanted < info.vocab_size:
+        raise UserError(
+            f"model.vocab_size={wanted} is smaller than the tokenizer's {info.vocab_size}; "
+            "set --config.model.vocab_size=0 to take the tokenizer's"
+        )
+    goal = OBJECTIVES[experiment.goal]
+    asked = {"vocab_size": wanted, **goal.adapt(experiment.objective, info)}
+    fields = {field.name for field in dataclasses.fields(experiment.model)}
+    fitted = {key: value for key, value in asked.items() if key in fields}
+    model_config = dataclasses.replace(experiment.model, **fitted)
+    return FAMILIES[experiment.family].make(model_config)
