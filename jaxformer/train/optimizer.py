@@ -19,17 +19,10 @@ import optax
 
 from jaxformer.errors import UserError, one_of, suggest
 from jaxformer.parallel.rules import path_name
+from jaxformer.train.muon import VECTORS, as_matrices, input_axes, is_stacked, muon
 
 OPTIMIZERS = ("adamw", "lion", "adafactor", "muon", "sgd")
 SCHEDULES = ("constant", "cosine", "linear", "wsd", "inverse_sqrt")
-# Vectors, gains and biases: their size says nothing about the function's complexity.
-NO_DECAY = (r".*(bias|scale|norm|gain)", r"(.*/)?shift_\w+")
-# Which axes of a weight (without the layer axis) are its input and its output, where it is more
-# than a plain [input, output] matrix. Heads belong together: a projection is one matrix.
-MATRIX_AXES: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = (
-    (r".*attention/(q|k|v)", (0,), (1, 2)),  # [D, N, H]
-    (r".*attention/out", (0, 1), (2,)),  # [N, H, D]
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +39,10 @@ class Config:
     momentum: float = 0.95  # muon and sgd
     nesterov: bool = True
     newton_schulz_steps: int = 5
+    newton_schulz_dtype: str = "float32"  # bfloat16 is faster, and differs between meshes
     muon_rms: float = 0.0  # the RMS of muon's update (0.2 is like Adam's); 0 = sqrt(max(1, out/in))
     weight_decay: float = 0.1  # decoupled, times the learning rate
-    no_decay: tuple[str, ...] = NO_DECAY
+    no_decay: tuple[str, ...] = VECTORS  # add r"embed/.*" to spare the embeddings
     clip_norm: float = 1.0  # of the gradient of all that is trained; 0 = off
     schedule: str = "cosine"
     warmup_steps: int = 100
@@ -61,6 +55,7 @@ class Config:
     def __post_init__(self):
         one_of(self.name, OPTIMIZERS, "optimizer.name")
         one_of(self.schedule, SCHEDULES, "optimizer.schedule")
+        one_of(self.newton_schulz_dtype, ("float32", "bfloat16"), "optimizer.newton_schulz_dtype")
         for name in ("b1", "b2", "momentum", "ema_decay"):
             _require(self, name, lambda x: 0 <= x < 1, "at least 0 and less than 1")
         for name in ("decay_fraction", "final_fraction"):
@@ -148,7 +143,7 @@ def make_rules(config: Config, params: Any) -> dict[str, Rule]:
                 f"optimizer.frozen: {pattern!r} matches no parameter{suggest(pattern, known)}; "
                 f"parameters: {', '.join(sorted(shapes))}"
             )
-    depth = max((shape[0] for name, shape in shapes.items() if _is_stacked(name)), default=0)
+    depth = max((shape[0] for name, shape in shapes.items() if is_stacked(name)), default=0)
     return {name: _rule(config, name, shape, depth) for name, shape in shapes.items()}
 
 
@@ -156,12 +151,14 @@ def _rule(config: Config, name: str, shape: tuple[int, ...], depth: int) -> Rule
     group = "adam" if config.name in ("adamw", "muon") else config.name
     base = 1.0
     if config.name == "muon":
-        if matrix_axes(name, shape) is not None:
+        if input_axes(name, shape):
             group = "muon"
         elif config.adam_learning_rate:
             base = config.adam_learning_rate / config.learning_rate
+    elif config.name == "adafactor" and is_stacked(name):
+        group = "adafactor per layer"
     decay = 0.0 if _matches(config.no_decay, name) else config.weight_decay
-    if _is_stacked(name):
+    if is_stacked(name):
         rate = tuple(
             0.0 if _matches(config.frozen, one) else base * config.layer_decay ** (shape[0] - i)
             for i, one in enumerate(_layer_names(name, shape))
@@ -173,29 +170,6 @@ def _rule(config: Config, name: str, shape: tuple[int, ...], depth: int) -> Rule
     if _matches(config.frozen, name) or not any(rate):
         return Rule("frozen", (0.0,), 0.0)
     return Rule(group, rate, decay)
-
-
-def matrix_axes(
-    name: str, shape: tuple[int, ...]
-) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Returns the (input axes, output axes) of a matrix in a stack of layers, else None.
-
-    Raises:
-      ValueError: a stacked weight of three or more axes that `MATRIX_AXES` does not know, which
-        Muon would otherwise hand to Adam in silence.
-    """
-    ndim = len(shape) - 1
-    if not _is_stacked(name) or ndim < 2 or _matches(NO_DECAY, name):
-        return None
-    for pattern, inputs, outputs in MATRIX_AXES:
-        if re.fullmatch(pattern, name) and ndim == len(inputs) + len(outputs):
-            return tuple(1 + i for i in inputs), tuple(1 + i for i in outputs)
-    if ndim == 2:
-        return (1,), (2,)
-    raise ValueError(
-        f"train/optimizer.py: MATRIX_AXES does not say which axes of {name!r}, shape {shape}, are "
-        "input and output; add its pattern there"
-    )
 
 
 def make_optimizer(config: Config, total_steps: int, params: Any) -> optax.GradientTransformation:
@@ -234,16 +208,13 @@ def _core(config: Config, group: str) -> optax.GradientTransformation:
         return optax.scale_by_lion(config.b1, config.b2, mu_dtype=jnp.float32)
     if group == "sgd":
         return optax.trace(config.momentum, config.nesterov, accumulator_dtype=jnp.float32)
-    if group == "muon":  # Jordan 2024; momentum and Nesterov as in optax, with bias correction
-        return optax.chain(
-            optax.contrib.scale_by_muon(
-                ns_steps=config.newton_schulz_steps,
-                beta=config.momentum,
-                mu_dtype=jnp.float32,
-                nesterov=config.nesterov,
-                weight_dimension_numbers=_dimension_numbers,
-            ),
-            _scale_by_shape(config.muon_rms),
+    if group == "muon":
+        return muon(
+            config.momentum,
+            config.nesterov,
+            config.newton_schulz_steps,
+            config.muon_rms,
+            jnp.dtype(config.newton_schulz_dtype),
         )
     if group == "adafactor":  # Shazeer and Stern 2018, without momentum
         return optax.chain(
@@ -251,31 +222,23 @@ def _core(config: Config, group: str) -> optax.GradientTransformation:
             optax.clip_by_block_rms(1.0),
             optax.scale_by_param_block_rms(),
         )
+    if group == "adafactor per layer":
+        return _per_layer(_core(config, "adafactor"))
     return optax.set_to_zero()  # frozen: keeps no state
 
 
-def _dimension_numbers(updates: Any) -> Any:
-    return _by_name(
-        lambda name, leaf: optax.contrib.MuonDimensionNumbers(*matrix_axes(name, leaf.shape)),
-        updates,
-    )
+def _per_layer(one: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Treats each matrix of a stack for itself, where factors and RMSs are taken of a matrix."""
 
+    def init(params):
+        return jax.vmap(one.init)(_by_name(as_matrices, params))
 
-def _scale_by_shape(rms: float) -> optax.GradientTransformation:
-    """Scales an orthogonal matrix for its shape (Jordan 2024), or to a given RMS (Liu et al. 2025).
+    def update(updates, state, params):
+        matrices = [_by_name(as_matrices, tree) for tree in (updates, params)]
+        new, state = jax.vmap(one.update)(matrices[0], state, matrices[1])
+        return jax.tree.map(lambda x, like: x.reshape(like.shape), new, updates), state
 
-    optax has this too, but does not export it.
-    """
-
-    def one(name, update):
-        inputs, outputs = matrix_axes(name, update.shape)
-        fan_in = math.prod(update.shape[i] for i in inputs)
-        fan_out = math.prod(update.shape[i] for i in outputs)
-        return update * math.sqrt(
-            rms**2 * max(fan_in, fan_out) if rms else max(1, fan_out / fan_in)
-        )
-
-    return optax.stateless(lambda updates, _: _by_name(one, updates))
+    return optax.GradientTransformation(init, update)
 
 
 def _drop_frozen(table: dict[str, Rule]) -> optax.GradientTransformation:
@@ -298,7 +261,7 @@ def _apply_rates(table: dict[str, Rule], schedule) -> optax.GradientTransformati
             rule = table[name]
             if rule.weight_decay:
                 update = update + rule.weight_decay * param
-            factor = rule.rate[0] if len(rule.rate) == 1 else _per_layer(rule.rate, update)
+            factor = rule.rate[0] if len(rule.rate) == 1 else _rate_per_layer(rule.rate, update)
             return _where_trained(rule, -(rate * factor) * update, jnp.full_like(update, -0.0))
 
         updates = _by_name(one, updates, params)
@@ -314,10 +277,10 @@ def _where_trained(rule: Rule, trained: jax.Array, frozen: jax.Array) -> jax.Arr
         return trained
     if not any(rule.rate):
         return frozen
-    return jnp.where(_per_layer(rule.rate, trained) > 0, trained, frozen)
+    return jnp.where(_rate_per_layer(rule.rate, trained) > 0, trained, frozen)
 
 
-def _per_layer(rate: tuple[float, ...], like: jax.Array) -> jax.Array:
+def _rate_per_layer(rate: tuple[float, ...], like: jax.Array) -> jax.Array:
     return jnp.asarray(rate, jnp.float32).reshape(-1, *(1,) * (like.ndim - 1))
 
 
@@ -357,12 +320,8 @@ def _matches(patterns: tuple[str, ...], name: str) -> bool:
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _is_stacked(name: str) -> bool:
-    return "layers" in name.split("/")
-
-
 def _layer_names(name: str, shape: tuple[int, ...]) -> list[str]:
     """The names of a stack's single layers: layers/0/attention/q, layers/1/attention/q, ..."""
-    if not _is_stacked(name):
+    if not is_stacked(name):
         return [name]
     return [re.sub(r"(^|/)layers(?=/)", rf"\1layers/{i}", name, count=1) for i in range(shape[0])]
