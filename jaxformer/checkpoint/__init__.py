@@ -1,0 +1,7 @@
+"""Checkpoints that say when they are damaged, and a workdir that one process holds."""
+
+from jaxformer.checkpoint.arrays import warm_up
+from jaxformer.checkpoint.checkpointer import Checkpointer, Config, restore_params
+from jaxformer.checkpoint.lock import WorkdirLock
+
+__all__ = ["Checkpointer", "Config", "WorkdirLock", "restore_params", "warm_up"]
