@@ -189,11 +189,13 @@ def _chunk_forward(options, x_BCD, table_VD, bias_V, labels_BC, weights_BC):
     largest_BC = jnp.max(logits_BCV, axis=-1)
     sum_BC = jnp.sum(jnp.exp(logits_BCV - largest_BC[..., None]), axis=-1)
     log_z_BC = largest_BC + jnp.log(sum_BC)
-    first_BC = jnp.min(
-        jnp.where(logits_BCV == largest_BC[..., None], index_V, index_V.size), axis=-1
-    )
     loss_BC = _token_loss(options, logits_BCV, log_z_BC, labels_BC)
-    hit_BC = (first_BC == labels_BC).astype(loss_BC.dtype)
+    # The label is the argmax if it is the largest and nothing before it is: two maxima are several
+    # times faster on CPU than an argmax.
+    is_before_BCV = index_V < labels_BC[..., None]
+    before_BC = jnp.max(jnp.where(is_before_BCV, logits_BCV, -jnp.inf), axis=-1)
+    hit_BC = (_label_logit(logits_BCV, labels_BC) == largest_BC) & (before_BC < largest_BC)
+    hit_BC = hit_BC.astype(loss_BC.dtype)
     effective_BC = _effective_weights(weights_BC, labels_BC, index_V.size)
     return loss_BC, hit_BC, logits_BCV, log_z_BC, effective_BC
 
