@@ -1,0 +1,220 @@
+"""The first start: read the documents, split them, tokenise them into an entry of the cache."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxformer.data import cache, sources, tokenizers
+from jaxformer.data.config import Config
+from jaxformer.data.sources import Document, Source
+from jaxformer.errors import UserError, suggest
+
+TOGETHER = 1 << 22  # characters that are tokenised in one call
+SAMPLE = 1 << 26  # characters, at most, that a tokenizer is trained on
+SPLITS = ("train", "validation")
+
+
+def tokenizer_file(config: Config) -> Path | None:
+    """Returns the tokenizer's file, None for one that is made here.
+
+    Raises:
+      UserError: no such file.
+    """
+    if config.tokenizer in ("byte", "char") or config.trained_tokenizer():
+        return None
+    path = Path(config.tokenizer).expanduser()
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        made = ("byte", "char", "bpe:4096", "wordpiece:8000")
+        raise UserError(
+            f"data.tokenizer={config.tokenizer!r}: no file {file}; give one, a run's workdir, or "
+            f"one of {', '.join(made)}{suggest(config.tokenizer, made)}"
+        )
+    return file
+
+
+def choices(config: Config) -> list:
+    """Returns the part of a config that decides what an entry of the cache holds."""
+    rows = [config.text_field, config.text_pair_field, config.label_field, config.fields]
+    limits = [config.snippet_lines, config.max_documents, config.max_bytes]
+    split = [config.split, config.validation_fraction, config.validation_source]
+    tokens = [config.tokenizer if tokenizer_file(config) is None else "", config.layout]
+    return [config.source, rows, config.delimiter, config.labels, limits, split, tokens]
+
+
+def fill(folder: Path, config: Config, found: list[Source], say: Callable) -> dict[str, Any]:
+    """Writes both splits and the tokenizer into `folder`; returns the entry's meta.
+
+    Args:
+      folder: empty.
+      config: what to read.
+      found: its source, and the validation source if it has one.
+      say: told what happens.
+
+    Raises:
+      UserError: an empty split, and whatever is wrong with a file.
+    """
+    began = time.monotonic()
+    divide = _divider(config, found)
+
+    def documents(*splits: str) -> Iterator[tuple[str, Document]]:
+        return ((s, d) for s, d in divide() if s in splits)
+
+    tokenizer = _make_tokenizer(config, documents, say)
+    say(f"tokenising {', '.join(s.name for s in found)} ({config.tokenizer}) …")
+    (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    writers = {split: cache.Writer(folder, split, tokenizer.vocab_size) for split in SPLITS}
+    classes: dict[str, int] = {}  # numbered as they come, renumbered by name below
+    end = [] if config.layout == "padded" or tokenizer.eos_id < 0 else [tokenizer.eos_id]
+    for split, batch in _batches(documents(*SPLITS)):
+        firsts = tokenizer.encode_batch([document.text for document in batch])
+        parts = firsts
+        if config.text_pair_field:
+            seconds = tokenizer.encode_batch([document.pair for document in batch])
+            parts = [np.concatenate(both) for both in zip(firsts, seconds)]
+        if end:
+            parts = [np.append(part, np.int32(end[0])) for part in parts]
+        labels = [-1] * len(batch)
+        if config.labels:
+            labels = [classes.setdefault(document.label, len(classes)) for document in batch]
+        size = sum(len((d.text + d.pair).encode("utf-8", "replace")) for d in batch)
+        writers[split].add(parts, [len(first) for first in firsts], labels, size)
+    names = sorted(classes, key=_natural)
+    renumber = np.array([names.index(name) for name in classes] + [-1], np.int32)
+    for writer in writers.values():
+        writer.labels = renumber[writer.labels].tolist()
+    _check(config, found, writers, names)
+    meta = {
+        "splits": {split: writer.finish() for split, writer in writers.items()},
+        "class_names": names,
+        "vocab_size": tokenizer.vocab_size,
+        "specials": tokenizer.specials,
+        "tokenizer": zlib.crc32((folder / "tokenizer.json").read_bytes()),
+    }
+    tokens = sum(about["tokens"] for about in meta["splits"].values())
+    say(f"tokenised {tokens:,} tokens in {time.monotonic() - began:.1f} s; kept in the cache")
+    return meta
+
+
+def _natural(name: str) -> tuple[float, str]:
+    """Sorts "2" before "10", and names as they are."""
+    try:
+        return float(name), name
+    except ValueError:
+        return math.inf, name
+
+
+def _check(config: Config, found: list[Source], writers: dict, names: list[str]) -> None:
+    train, validation = (len(writers[split].lengths) for split in SPLITS)
+    if not train + validation:
+        raise UserError(f"data.source={found[0].name!r} holds no text")
+    if not train or not validation:
+        empty = "training" if not train else "validation"
+        name = found[-1 if config.validation_source and not validation else 0].name
+        raise UserError(
+            f"the {empty} split of {name!r} is empty ({train + validation} documents, "
+            f"data.split={config.split!r}, data.validation_fraction={config.validation_fraction}); "
+            "set data.split='tail', another fraction, or a data.validation_source"
+        )
+    if config.labels and len(names) < 2:
+        raise UserError(f"data.labels={config.labels!r}: all documents have the label {names[0]!r}")
+
+
+def _make_tokenizer(config: Config, documents: Callable, say: Callable) -> tokenizers.Tokenizer:
+    file = tokenizer_file(config)
+    if file is not None:
+        return tokenizers.load(file)
+    if config.tokenizer == "byte":
+        return tokenizers.ByteTokenizer()
+    if config.tokenizer == "char":
+        characters: set[str] = set()
+        for _, document in documents(*SPLITS):
+            characters.update(document.text, document.pair)
+        return tokenizers.CharTokenizer("".join(sorted(characters)), config.layout != "windows")
+    kind, size = config.trained_tokenizer()  # type: ignore[misc]
+    sample, taken = [], 0
+    for _, document in documents("train"):
+        sample += [text for text in (document.text, document.pair) if text]
+        taken += len(document.text) + len(document.pair)
+        if taken > SAMPLE:
+            break
+    say(f"training a {kind} tokenizer of {size:,} tokens on {taken:,} characters …")
+    return tokenizers.train(kind, size, sample)
+
+
+def _batches(documents: Iterator[tuple[str, Document]]) -> Iterator[tuple[str, list[Document]]]:
+    """Groups documents of one split until they have enough text for one call."""
+    waiting: dict[str, list[Document]] = {split: [] for split in SPLITS}
+    sizes = dict.fromkeys(SPLITS, 0)
+    for split, document in documents:
+        waiting[split].append(document)
+        sizes[split] += len(document.text) + len(document.pair) + 64
+        if sizes[split] > TOGETHER:
+            yield split, waiting[split]
+            waiting[split], sizes[split] = [], 0
+    yield from ((split, batch) for split, batch in waiting.items() if batch)
+
+
+def _divider(config: Config, found: list[Source]) -> Callable[[], Iterator[tuple[str, Document]]]:
+    """Returns what yields every document with the name of its split."""
+    source = found[0]
+    if len(found) == 2:
+        return lambda: itertools.chain(
+            (("train", document) for document in sources.read(source, config)),
+            (("validation", document) for document in sources.read(found[1], config)),
+        )
+    fraction = config.validation_fraction
+    single = source.kind == "text" and len(source.files) == 1
+    if config.split == "tail" or (config.split == "auto" and single):
+        if single:
+            return lambda: _cut(sources.read(source, config), fraction)
+        count = sum(1 for _ in sources.read(source, config))
+        held_out = max(1, round(count * fraction))
+        return lambda: (
+            ("train" if number < count - held_out else "validation", document)
+            for number, document in enumerate(sources.read(source, config))
+        )
+    border = _borders(source, config)
+    return lambda: (
+        ("validation" if document.key <= border(document) else "train", document)
+        for document in sources.read(source, config)
+    )
+
+
+def _cut(documents: Iterator[Document], fraction: float) -> Iterator[tuple[str, Document]]:
+    """Divides one text (or its snippets, in order) at a character."""
+    whole = list(documents)
+    if len(whole) > 1:
+        train = len(whole) - max(1, round(len(whole) * fraction))
+        yield from (("train", document) for document in whole[:train])
+        yield from (("validation", document) for document in whole[train:])
+    elif whole:
+        at = int(len(whole[0].text) * (1 - fraction))
+        for split, text in zip(SPLITS, (whole[0].text[:at], whole[0].text[at:])):
+            if text:
+                yield split, whole[0]._replace(text=text)
+
+
+def _borders(source: Source, config: Config) -> Callable[[Document], float]:
+    """Returns the largest key that goes to validation: by the fraction for rows, which are many
+    and perhaps equal; for files, which may be few, so that their number is right (in each class).
+    """
+    if source.kind != "text":
+        return lambda document: config.validation_fraction * 2.0**64
+    groups: dict[str, list[int]] = {}
+    for name in source.names:
+        group = sources.package(name) if config.labels == "package" else ""
+        groups.setdefault(group, []).append(sources.key(name))
+    borders = {
+        group: sorted(keys)[max(1, round(len(keys) * config.validation_fraction)) - 1]
+        for group, keys in groups.items()
+    }
+    return lambda document: borders[document.label]

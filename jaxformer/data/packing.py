@@ -1,0 +1,281 @@
+"""Rows out of a token stream: windows, packed documents, padded documents.
+
+A layout knows how many rows it has and gathers any of them, all at once, by numpy.
+
+Shapes: R rows gathered, T tokens in a row, N tokens in the stream, J documents, P pieces of
+documents (a document longer than a row is cut), I tokens gathered.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxformer.data.cache import Corpus
+
+Batch = dict[str, np.ndarray]
+
+
+class Special(NamedTuple):
+    """The ids that a layout writes; -1 = the tokenizer has none (pad: 0 is written)."""
+
+    pad: int = -1
+    cls: int = -1
+    sep: int = -1
+
+
+class Windows:
+    """The stream cut into rows of T tokens; every token is predicted from those before it.
+
+    Args:
+      corpus: the tokens.
+      seq_len: T.
+      stride: 0 for training: windows lie side by side, from a shift that the caller chooses. Else,
+        for evaluation: windows begin every `stride` tokens, the last one ends at the stream's end,
+        and a token that an earlier window scored has weight 0.
+      special: for a stream shorter than a row.
+    """
+
+    def __init__(self, corpus: Corpus, seq_len: int, stride: int, special: Special):
+        self.tokens_N, self.seq_len, self.stride = corpus.tokens_N, seq_len, stride
+        self.real = len(self.tokens_N)
+        if self.real <= seq_len:
+            missing = seq_len + 1 - self.real
+            self.tokens_N = np.pad(self.tokens_N, (0, missing), constant_values=max(0, special.pad))
+        scored = max(1, self.real - 1)
+        if stride:
+            self.num_rows = 1 + max(0, -(-(scored - seq_len) // stride))
+            self.max_shift = 0
+        else:
+            # One row fewer than fit, so that there is room for any shift.
+            self.num_rows = max((self.real - seq_len) // seq_len, scored // seq_len and 1)
+            self.max_shift = min(seq_len - 1, scored - self.num_rows * seq_len)
+        self.windows = np.lib.stride_tricks.sliding_window_view(self.tokens_N, seq_len + 1)
+        self.position_T = np.arange(seq_len, dtype=np.int32)
+
+    def gather(self, rows_R: np.ndarray, shifts_R: np.ndarray) -> Batch:
+        """Returns the batch of these rows (int64), each window moved right by its shift."""
+        T = self.seq_len
+        start_R = np.minimum(rows_R * (self.stride or T) + shifts_R, len(self.windows) - 1)
+        window_RT = self.windows[start_R].astype(np.int32)
+        index_RT = start_R[:, None] + self.position_T
+        weight_RT = index_RT < self.real - 1
+        if self.stride:
+            scored_R = np.where(rows_R > 0, (rows_R - 1) * self.stride + T, 0)
+            weight_RT &= index_RT >= scored_R[:, None]
+        return {
+            "tokens": np.ascontiguousarray(window_RT[:, :-1]),
+            "targets": np.ascontiguousarray(window_RT[:, 1:]),
+            "weights": weight_RT.astype(np.float32),
+            "segment_ids": (index_RT < self.real).astype(np.int32),
+            "positions": np.broadcast_to(self.position_T, (len(rows_R), T)),
+        }
+
+
+class Packed:
+    """Whole documents side by side in a row; `segment_ids` (1, 2, …) keep them apart.
+
+    A document longer than a row is cut into pieces; the pieces that fill a row have it alone, the
+    rest are packed by best fit, longest first, in the histogram's form whose cost does not grow
+    with the number of documents (Krell et al. 2021, algorithm 1). Rows stand in the order of their
+    first document.
+
+    Args:
+      corpus: the tokens.
+      seq_len: T.
+      special: the padding.
+    """
+
+    def __init__(self, corpus: Corpus, seq_len: int, special: Special):
+        self.tokens_N, self.seq_len = corpus.tokens_N, seq_len
+        self.pad = max(0, special.pad)
+        start_P, length_P, last_P, _ = pieces(corpus.offsets_J, seq_len)
+        row_P, column_P = pack(length_P, seq_len)
+        order_P = np.lexsort((column_P, row_P))
+        self.start_P, self.length_P = start_P[order_P], length_P[order_P]
+        self.column_P, self.last_P = column_P[order_P], last_P[order_P]
+        self.num_rows = int(row_P.max(initial=-1)) + 1
+        self.first_piece = np.searchsorted(row_P[order_P], np.arange(self.num_rows + 1))
+        self.max_shift = 0
+
+    def gather(self, rows_R: np.ndarray, shifts_R: np.ndarray) -> Batch:
+        """Returns the batch of these rows; shifts are not used."""
+        R, T = len(rows_R), self.seq_len
+        count_R = self.first_piece[rows_R + 1] - self.first_piece[rows_R]
+        segment_S = ramp(count_R)  # S: the pieces of these rows
+        piece_S = np.repeat(self.first_piece[rows_R], count_R) + segment_S
+        length_S = self.length_P[piece_S]
+        column_S = np.repeat(np.arange(R) * T, count_R) + self.column_P[piece_S]
+        within_I = ramp(length_S)
+        source_I = np.repeat(self.start_P[piece_S], length_S) + within_I
+        target_I = np.repeat(column_S, length_S) + within_I
+        # A document's last token has no next one; a cut piece's has, though in another row.
+        ends_S = column_S[self.last_P[piece_S]] + length_S[self.last_P[piece_S]] - 1
+
+        batch = _empty(R, T, self.pad)
+        batch["tokens"].ravel()[target_I] = self.tokens_N[source_I]
+        batch["weights"].ravel()[target_I] = 1.0
+        batch["weights"].ravel()[ends_S] = 0.0
+        next_I = self.tokens_N[np.minimum(source_I + 1, len(self.tokens_N) - 1)]
+        batch["targets"].ravel()[target_I] = next_I
+        batch["targets"].ravel()[ends_S] = self.pad
+        batch["segment_ids"].ravel()[target_I] = np.repeat(segment_S + 1, length_S)
+        batch["positions"].ravel()[target_I] = within_I
+        return batch
+
+
+class Padded:
+    """One text, or pair of texts, in a row: [CLS] a [SEP] or [CLS] a [SEP] b [SEP], then padding.
+
+    Args:
+      corpus: the tokens.
+      seq_len: T.
+      special: the ids around texts; those that the tokenizer lacks are left out.
+      pairs: whether documents have two texts; too long ones lose the longer text's end first.
+      cut: whether a long document becomes several rows; otherwise it is truncated.
+    """
+
+    def __init__(self, corpus: Corpus, seq_len: int, special: Special, pairs: bool, cut: bool):
+        self.tokens_N, self.seq_len, self.pairs = corpus.tokens_N, seq_len, pairs
+        self.special, self.pad = special, max(0, special.pad)
+        room = seq_len - (special.cls >= 0) - (special.sep >= 0) * (1 + pairs)
+        if cut and not pairs:
+            self.start_P, self.length_P, _, document_P = pieces(corpus.offsets_J, room)
+            self.labels_P = corpus.labels_J[document_P]
+            self.second_P = np.zeros_like(self.length_P)
+            self.second_start_P = self.start_P
+        else:
+            whole_J = np.diff(corpus.offsets_J)
+            a, b = corpus.first_J.astype(np.int64), whole_J - corpus.first_J
+            self.length_P = np.minimum(a, np.maximum(room - b, room - room // 2))
+            self.second_P = np.minimum(b, room - self.length_P)
+            self.start_P = corpus.offsets_J[:-1]
+            self.second_start_P = self.start_P + a
+            self.labels_P = corpus.labels_J
+        self.num_rows, self.max_shift = len(self.start_P), 0
+
+    def gather(self, rows_R: np.ndarray, shifts_R: np.ndarray) -> Batch:
+        """Returns the batch of these rows; shifts are not used."""
+        R, T, special = len(rows_R), self.seq_len, self.special
+        batch = _empty(R, T, self.pad)
+        begin_R = np.arange(R) * T
+        end_R = begin_R
+        types = np.zeros((R, T), np.int32)
+        if special.cls >= 0:
+            batch["tokens"].ravel()[end_R] = special.cls
+            end_R = end_R + 1
+        for start_P, length_P in (
+            (self.start_P, self.length_P),
+            (self.second_start_P, self.second_P),
+        )[: 1 + self.pairs]:
+            length_R = length_P[rows_R]
+            within_I = ramp(length_R)
+            target_I = np.repeat(end_R, length_R) + within_I
+            source_I = np.repeat(start_P[rows_R], length_R) + within_I
+            batch["tokens"].ravel()[target_I] = self.tokens_N[source_I]
+            end_R = end_R + length_R
+            if special.sep >= 0:
+                batch["tokens"].ravel()[end_R] = special.sep
+                end_R = end_R + 1
+            if start_P is self.start_P:
+                types[np.arange(T) >= (end_R - begin_R)[:, None]] = 1
+        real_RT = np.arange(T) < (end_R - begin_R)[:, None]
+        batch["segment_ids"][real_RT] = 1
+        batch["positions"] = np.where(real_RT, np.arange(T, dtype=np.int32), 0).astype(np.int32)
+        batch["targets"][:, :-1] = np.where(real_RT[:, 1:], batch["tokens"][:, 1:], self.pad)
+        batch["weights"][:, :-1] = real_RT[:, 1:]
+        batch["labels"] = self.labels_P[rows_R].astype(np.int32)
+        if self.pairs:
+            batch["token_types"] = types * real_RT
+        return batch
+
+
+def _empty(rows: int, seq_len: int, pad: int) -> Batch:
+    shape = (rows, seq_len)
+    return {
+        "tokens": np.full(shape, pad, np.int32),
+        "targets": np.full(shape, pad, np.int32),
+        "weights": np.zeros(shape, np.float32),
+        "segment_ids": np.zeros(shape, np.int32),
+        "positions": np.zeros(shape, np.int32),
+    }
+
+
+def ramp(length_S: np.ndarray) -> np.ndarray:
+    """Returns 0 … length-1 for each length, joined: [3, 2] → [0, 1, 2, 0, 1]."""
+    total = int(length_S.sum())
+    return np.arange(total) - np.repeat(np.cumsum(length_S) - length_S, length_S)
+
+
+def pieces(offsets_J: np.ndarray, seq_len: int) -> tuple[np.ndarray, ...]:
+    """Cuts documents into pieces of at most `seq_len` tokens.
+
+    Returns:
+      start_P in the stream, length_P, last_P (whether the document ends there), document_P.
+    """
+    whole_J = np.diff(offsets_J)
+    count_J = -(-whole_J // seq_len)
+    document_P = np.repeat(np.arange(len(whole_J)), count_J)
+    within_P = ramp(count_J) * seq_len
+    length_P = np.minimum(seq_len, whole_J[document_P] - within_P)
+    last_P = within_P + length_P == whole_J[document_P]
+    return offsets_J[document_P] + within_P, length_P, last_P, document_P
+
+
+def pack(length_P: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
+    """Puts pieces of 1 … seq_len tokens into rows of seq_len tokens.
+
+    Returns:
+      row_P and column_P: where each piece goes. Rows count from 0 in the order of their first
+      piece; none overflows.
+    """
+    by_length_P = np.argsort(length_P, kind="stable")
+    counts = np.bincount(length_P, minlength=seq_len + 1)
+    # Rows that look alike are handled together: room left → [(how many rows, their pieces)].
+    open_rows: dict[int, list[tuple[int, tuple]]] = {}
+    rooms: list[int] = []  # the keys of open_rows, sorted
+    for length in np.flatnonzero(counts)[::-1].tolist():
+        left = int(counts[length])
+        while left:
+            place = bisect.bisect_left(rooms, length)
+            if place == len(rooms):
+                room, rows, parts = seq_len, left, ()
+            else:
+                room = rooms[place]
+                rows, parts = open_rows[room].pop()
+                if not open_rows[room]:
+                    del open_rows[room], rooms[place]
+            used = min(rows, left)
+            left -= used
+            if rows > used:
+                _put(open_rows, rooms, room, (rows - used, parts))
+            _put(open_rows, rooms, room - length, (used, (length, parts)))
+
+    next_of = np.concatenate([[0], np.cumsum(counts)])[:-1]  # by length: the next piece to take
+    row_P, column_P = np.empty_like(length_P), np.empty_like(length_P)
+    total = 0
+    for rows, linked in itertools.chain.from_iterable(open_rows.values()):
+        column, parts = 0, linked
+        while parts:
+            length, parts = parts
+            taken = by_length_P[next_of[length] : next_of[length] + rows]
+            next_of[length] += rows
+            row_P[taken] = np.arange(total, total + rows)
+            column_P[taken] = column
+            column += length
+        total += rows
+    first_R = np.full(total, len(length_P))
+    np.minimum.at(first_R, row_P, np.arange(len(length_P)))
+    rank_R = np.empty(total, row_P.dtype)
+    rank_R[np.argsort(first_R)] = np.arange(total)
+    return rank_R[row_P], column_P
+
+
+def _put(open_rows: dict, rooms: list[int], room: int, group: tuple[int, tuple]) -> None:
+    if room not in open_rows:
+        open_rows[room] = []
+        bisect.insort(rooms, room)
+    open_rows[room].append(group)
