@@ -1,7 +1,7 @@
-"""Who may attend to whom: small specs, turned into booleans block by block and as late as possible.
+"""Who may attend to whom: small specs, turned into booleans as late as possible.
 
-A mask is a frozen dataclass that answers `block(q_index_t, k_index_s)`. Nothing of size T x S exists
-until a backend asks for it, and kernels ask for one block at a time. True means "may attend".
+A mask is a frozen dataclass that answers `block(q_index_t, k_index_s)`. Nothing of size T x S
+exists until a backend asks for it, and kernels ask for a block at a time. True: may attend.
 
 Shapes: B batch, N heads, T queries, S keys, t and s the queries and keys of one block.
 """
@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-Index = Any  # a Python range (static) or an int32 array [t] (possibly traced)
+# Consecutive indices: a Python range (static) or an int32 array (possibly traced).
+Index = Any
 
 
 class Mask:
@@ -33,9 +34,13 @@ class Mask:
         """See `key_range`."""
         return 0, num_keys
 
+    def padded(self, num_queries: int, num_keys: int) -> Mask:
+        """Returns the mask whose arrays are as long as this; what is new may not be attended to."""
+        return self
+
 
 def pytree(cls: type) -> type:
-    """Registers a frozen dataclass as a pytree whose Python scalars are static and arrays leaves.
+    """Registers a frozen dataclass as a pytree: Python scalars are static, arrays are leaves.
 
     A static offset lets backends skip blocks; a traced one (a cache index) must be a leaf.
     """
@@ -43,9 +48,7 @@ def pytree(cls: type) -> type:
 
     def flatten(spec):
         values = [getattr(spec, name) for name in names]
-        static = tuple(
-            v if isinstance(v, (bool, int, float, type(None))) else _LEAF for v in values
-        )
+        static = tuple(v if isinstance(v, _STATIC) else _LEAF for v in values)
         return [v for v, s in zip(values, static, strict=True) if s is _LEAF], static
 
     def unflatten(static, leaves):
@@ -59,6 +62,7 @@ def pytree(cls: type) -> type:
 
 
 _LEAF = "leaf"
+_STATIC = (bool, int, float, tuple, type(None))
 
 
 @pytree
@@ -78,6 +82,11 @@ class Both(Mask):
             self.right.range(q_start, q_stop, num_keys),
         )
         return max(a[0], b[0]), min(a[1], b[1])
+
+    def padded(self, num_queries, num_keys):
+        return Both(
+            self.left.padded(num_queries, num_keys), self.right.padded(num_queries, num_keys)
+        )
 
 
 @pytree
@@ -130,6 +139,12 @@ class Segments(Mask):
         k_B1s = take(self.kv_segment_ids_BS, k_index_s, 1)[:, None, :]
         return ((q_Bt1 == k_B1s) & (k_B1s != 0))[:, None]
 
+    def padded(self, num_queries, num_keys):
+        return Segments(
+            lengthen(self.q_segment_ids_BT, 1, num_queries),
+            lengthen(self.kv_segment_ids_BS, 1, num_keys),
+        )
+
 
 @pytree
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,6 +164,9 @@ class Explicit(Mask):
 
     def block(self, q_index_t, k_index_s):
         return block_of_array(self.mask, q_index_t, k_index_s)
+
+    def padded(self, num_queries, num_keys):
+        return Explicit(lengthen_array(self.mask, num_queries, num_keys))
 
 
 def causal(offset: int | jax.Array = 0) -> Mask:
@@ -178,7 +196,7 @@ def window(left: int, right: int = 0, offset: int | jax.Array = 0) -> Mask:
 
 
 def prefix(lengths_B: jax.Array) -> Mask:
-    """All see the prefix s < length, and beyond it each sees its past (prefix LM; Raffel et al., 2020).
+    """All see the prefix s < length; beyond it each sees its past (Raffel et al., 2020, fig. 4).
 
     Args:
       lengths_B: int32, the length of each row's bidirectional prefix.
@@ -225,7 +243,7 @@ def explicit(mask: jax.Array) -> Mask:
 
 
 def materialise(mask: Mask, num_queries: int, num_keys: int) -> jax.Array:
-    """Returns the whole mask as bool [B|1, N|1, T, S]; for pictures, tests and the dense backend."""
+    """Returns the whole mask as bool [B|1, N|1, T, S], for pictures and tests."""
     mask_BNTS = mask.block(range(num_queries), range(num_keys))
     return jnp.broadcast_to(mask_BNTS, (*mask_BNTS.shape[:2], num_queries, num_keys))
 
@@ -255,11 +273,27 @@ def block_of_array(x_BNTS: jax.Array, q_index_t: Index, k_index_s: Index) -> jax
     return take(x_BNTS, k_index_s, 3) if x_BNTS.shape[3] != 1 else x_BNTS
 
 
+def lengthen_array(x_BNTS: jax.Array, num_queries: int, num_keys: int) -> jax.Array:
+    """Returns an array that broadcasts to [B, N, T, S] with zeros up to more queries and keys."""
+    if x_BNTS.shape[2] != 1:
+        x_BNTS = lengthen(x_BNTS, 2, num_queries)
+    return lengthen(x_BNTS, 3, num_keys) if x_BNTS.shape[3] != 1 else x_BNTS
+
+
+def lengthen(x: jax.Array, axis: int, length: int) -> jax.Array:
+    """Returns `x` with zeros at the end of `axis`, up to `length`."""
+    if x.shape[axis] == length:
+        return x
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, length - x.shape[axis])
+    return jnp.pad(x, widths)
+
+
 def take(x: jax.Array, index: Index, axis: int) -> jax.Array:
-    """Returns `x` at the indices along `axis`: a slice for a range, a clipped gather for an array."""
+    """Returns the slice of `x` at consecutive indices along `axis`."""
     if isinstance(index, range):
         return jax.lax.slice_in_dim(x, index.start, index.stop, axis=axis)
-    return jnp.take(x, index, axis=axis, mode="clip")
+    return jax.lax.dynamic_slice_in_dim(x, index[0], len(index), axis=axis)
 
 
 def _row(q_index_t: Index) -> jax.Array:

@@ -18,7 +18,7 @@ from jaxformer.ops.masks import Index, as_array, pytree
 def sinusoidal(
     positions_BT: jax.Array, width: int, *, interleaved: bool = True, base: float = 10_000.0
 ) -> jax.Array:
-    """Sines and cosines of the position at geometric frequencies (Vaswani et al., 2017, section 3.5).
+    """Sines and cosines at geometric frequencies (Vaswani et al., 2017, section 3.5).
 
     Args:
       positions_BT: integer positions, any shape.
@@ -62,12 +62,13 @@ def learned(positions_BT: jax.Array, table_PD: jax.Array) -> jax.Array:
 class Alibi:
     """A bias that falls linearly with the distance; see `alibi`."""
 
-    slopes_N: jax.Array
+    slopes: tuple[float, ...]
     offset: int | jax.Array = 0
 
     def block(self, q_index_t: Index, k_index_s: Index) -> jax.Array:
         distance_ts = jnp.abs(_relative(q_index_t, k_index_s, self.offset))
-        return (-self.slopes_N[:, None, None] * distance_ts.astype(jnp.float32))[None]
+        slopes_N11 = jnp.asarray(self.slopes, jnp.float32)[:, None, None]
+        return (-slopes_N11 * distance_ts.astype(jnp.float32))[None]
 
 
 @pytree
@@ -81,13 +82,22 @@ class T5RelativeBias:
     offset: int | jax.Array = 0
 
     def block(self, q_index_t: Index, k_index_s: Index) -> jax.Array:
-        bucket_ts = t5_bucket(
-            _relative(q_index_t, k_index_s, self.offset),
+        # The indices are consecutive, so the block is constant along its diagonals: look up one
+        # value a diagonal, and lay them out with row i starting at diagonal t - 1 - i. Both this
+        # and its gradient are plain copies and sums, where table[bucket_ts] would scatter.
+        t, s = len(q_index_t), len(k_index_s)
+        nearest = as_array(k_index_s)[0] - as_array(q_index_t)[-1] - self.offset
+        bucket_r = t5_bucket(
+            nearest + jnp.arange(t + s - 1),
             self.table_UN.shape[0],
             bidirectional=self.bidirectional,
             max_distance=self.max_distance,
         )
-        return jnp.moveaxis(self.table_UN[bucket_ts], -1, 0)[None].astype(jnp.float32)
+        bias_Nr = self.table_UN[bucket_r].T.astype(jnp.float32)
+        if t == 1:
+            return bias_Nr[None, :, None]
+        flat = jnp.tile(bias_Nr, (1, t))[:, t - 1 : -1]
+        return flat.reshape(-1, t, t + s - 2)[None, :, :, :s]
 
 
 def alibi(num_heads: int, *, offset: int | jax.Array = 0) -> Alibi:
@@ -104,7 +114,7 @@ def alibi(num_heads: int, *, offset: int | jax.Array = 0) -> Alibi:
     slopes = [2.0 ** (-8.0 * (i + 1) / closest) for i in range(closest)]
     # The rest are every other slope of twice as many heads.
     slopes += [2.0 ** (-4.0 * (2 * i + 1) / closest) for i in range(num_heads - closest)]
-    return Alibi(jnp.asarray(slopes, jnp.float32), offset)
+    return Alibi(tuple(slopes), offset)
 
 
 def t5_relative_bias(

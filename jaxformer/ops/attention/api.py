@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from jaxformer.ops.attention import scores
+from jaxformer.ops.attention.chunked import chunked
 from jaxformer.ops.attention.dense import dense
 from jaxformer.ops.masks import Mask
 
@@ -35,19 +36,19 @@ def attention(
 ) -> Any:
     """softmax(scale q k^T + bias, where masked -inf) v (Vaswani et al., 2017, eq. 1)."""
     _check(q_BTNH, k_BSKH, v_BSKH, mask, dropout_rate, key, backend)
-    return dense(
-        q_BTNH,
-        k_BSKH,
-        v_BSKH,
-        mask=mask,
-        bias=scores.as_bias(bias),
-        scale=1.0 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale,
-        soft_cap=soft_cap,
-        dropout_rate=dropout_rate,
-        key=key if dropout_rate > 0.0 else None,
-        query_chunk=query_chunk,
-        return_weights=return_weights,
-    )
+    options = {
+        "mask": mask,
+        "bias": scores.as_bias(bias),
+        "scale": 1.0 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale,
+        "soft_cap": soft_cap,
+        "dropout_rate": dropout_rate,
+        "key": key if dropout_rate > 0.0 else None,
+        "query_chunk": query_chunk,
+        "return_weights": return_weights,
+    }
+    if backend == "chunked":
+        return chunked(q_BTNH, k_BSKH, v_BSKH, key_chunk=key_chunk, **options)
+    return dense(q_BTNH, k_BSKH, v_BSKH, **options)
 
 
 def _check(q_BTNH, k_BSKH, v_BSKH, mask, dropout_rate, key, backend) -> None:

@@ -70,7 +70,7 @@ def _attend(
         q_BtKGH, k_BsKH, bias_BNts, mask_BNts, scale=scale, soft_cap=soft_cap
     )
     # Shifting by the maximum changes nothing in exact arithmetic, so it needs no gradient. A row
-    # that is masked everywhere has maximum -inf: shift it by 0, and all its terms are exp(-inf) = 0.
+    # that is masked everywhere has maximum -inf: shifted by 0, its terms are all exp(-inf) = 0.
     top_BKGt1 = jax.lax.stop_gradient(logits_BKGts.max(axis=-1, keepdims=True, initial=-jnp.inf))
     p_BKGts = jnp.exp(logits_BKGts - jnp.where(top_BKGt1 == -jnp.inf, 0.0, top_BKGt1))
     total_BKGt = p_BKGts.sum(axis=-1)

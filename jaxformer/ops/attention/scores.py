@@ -47,13 +47,24 @@ def block_logits(
 
     The order (cap, then bias, then mask) is that of Gemma 2 (Gemma Team, 2024, section 2).
     """
-    logits_BKGts = scale * einsum("BtKGH,BsKH->BKGts", q_BtKGH, k_BsKH, out_dtype=jnp.float32)
+    raw_BKGts = scale * einsum("BtKGH,BsKH->BKGts", q_BtKGH, k_BsKH, out_dtype=jnp.float32)
+    return finish(raw_BKGts, bias_BNts, mask_BNts, soft_cap)
+
+
+def finish(
+    logits_BKGts: jax.Array,
+    bias_BNts: jax.Array | None,
+    mask_BNts: jax.Array | None,
+    soft_cap: float | None,
+) -> jax.Array:
+    """Caps, biases and masks scaled logits."""
+    num_kv_heads = logits_BKGts.shape[1]
     if soft_cap is not None:
         logits_BKGts = soft_cap * jnp.tanh(logits_BKGts / soft_cap)
     if bias_BNts is not None:
-        logits_BKGts += split_heads(bias_BNts, k_BsKH.shape[2]).astype(jnp.float32)
+        logits_BKGts += split_heads(bias_BNts, num_kv_heads).astype(jnp.float32)
     if mask_BNts is not None:
-        logits_BKGts = jnp.where(split_heads(mask_BNts, k_BsKH.shape[2]), logits_BKGts, -jnp.inf)
+        logits_BKGts = jnp.where(split_heads(mask_BNts, num_kv_heads), logits_BKGts, -jnp.inf)
     return logits_BKGts
 
 
@@ -62,6 +73,61 @@ def split_heads(x_BNts: jax.Array, num_kv_heads: int) -> jax.Array:
     batch, heads, *rest = x_BNts.shape
     groups = (1, 1) if heads == 1 else (num_kv_heads, heads // num_kv_heads)
     return x_BNts.reshape(batch, *groups, *rest)
+
+
+def padded_bias(bias: Any, num_queries: int, num_keys: int) -> Any:
+    """Returns the bias with its array, if it is one, as long as this; a spec has no length."""
+    if not isinstance(bias, ArrayBias):
+        return bias
+    return ArrayBias(masks.lengthen_array(bias.bias_BNTS, num_queries, num_keys))
+
+
+def zeros(shape: tuple[int, ...], like: jax.Array) -> jax.Array:
+    """Float32 zeros that, inside shard_map, vary over the mesh axes of `like`, as carries must."""
+    zeros = jnp.zeros(shape, jnp.float32)
+    axes = getattr(jax.typeof(like), "vma", frozenset())
+    return jax.lax.pcast(zeros, tuple(axes), to="varying") if axes else zeros
+
+
+def no_bias_gradient(bias: Any) -> list[jax.Array]:
+    """Returns float32 zeros for each array of floats in the bias."""
+    return [zeros(x.shape, x) for x in _float_leaves(bias)]
+
+
+def add_bias_gradient(
+    total: list[jax.Array], bias: Any, indices: tuple[Index, Index], d_bias_BNts: jax.Array
+) -> list[jax.Array]:
+    """Returns the gradient so far plus that of one block."""
+    if isinstance(bias, ArrayBias):
+        # What jax.vjp would do too, but it would make an array of the whole bias for every block.
+        starts = [
+            0,
+            0,
+            *(index[0] if n > 1 else 0 for index, n in zip(indices, total[0].shape[2:])),
+        ]
+        so_far = jax.lax.dynamic_slice(total[0], starts, d_bias_BNts.shape)
+        return [jax.lax.dynamic_update_slice(total[0], so_far + d_bias_BNts, starts)]
+    if not total:
+        return total
+    _, backward = jax.vjp(lambda bias: bias.block(*indices), bias)
+    return [a + b for a, b in zip(total, _float_leaves(backward(d_bias_BNts)[0]), strict=True)]
+
+
+def bias_cotangent(bias: Any, gradient: list[jax.Array]) -> Any:
+    """Returns the gradient in the bias's own structure, None where it has integers."""
+    leaves, structure = jax.tree.flatten(bias)
+    gradient = iter(gradient)
+    return structure.unflatten(
+        [next(gradient).astype(x.dtype) if _is_float(x) else None for x in leaves]
+    )
+
+
+def _float_leaves(tree: Any) -> list[jax.Array]:
+    return [x for x in jax.tree.leaves(tree) if _is_float(x)]
+
+
+def _is_float(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
 def mask_block(mask: Mask | None, q_index_t: Index, k_index_s: Index) -> jax.Array | None:
