@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.data import cache, sources, tokenizers
+from jaxformer.data import cache, order, sources, tokenizers
 from jaxformer.data.config import Config
 from jaxformer.data.sources import Document, Source
 from jaxformer.errors import UserError, suggest
 
 TOGETHER = 1 << 22  # characters that are tokenised in one call
-SAMPLE = 1 << 26  # characters, at most, that a tokenizer is trained on
+SAMPLE = 1024  # characters for each token of the vocabulary that a tokenizer is trained on
 SPLITS = ("train", "validation")
 
 
@@ -68,10 +68,12 @@ def fill(folder: Path, config: Config, found: list[Source], say: Callable) -> di
     def documents(*splits: str) -> Iterator[tuple[str, Document]]:
         return ((s, d) for s, d in divide() if s in splits)
 
-    tokenizer = _make_tokenizer(config, documents, say)
+    tokenizer = _make_tokenizer(config, found, documents, say)
     say(f"tokenising {', '.join(s.name for s in found)} ({config.tokenizer}) …")
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-    writers = {split: cache.Writer(folder, split, tokenizer.vocab_size) for split in SPLITS}
+    writers: dict[str, cache.Writer] = {
+        split: cache.Writer(folder, split, tokenizer.vocab_size) for split in SPLITS
+    }
     classes: dict[str, int] = {}  # numbered as they come, renumbered by name below
     end = [] if config.layout == "padded" or tokenizer.eos_id < 0 else [tokenizer.eos_id]
     for split, batch in _batches(documents(*SPLITS)):
@@ -92,16 +94,16 @@ def fill(folder: Path, config: Config, found: list[Source], say: Callable) -> di
     for writer in writers.values():
         writer.labels = renumber[writer.labels].tolist()
     _check(config, found, writers, names)
-    meta = {
-        "splits": {split: writer.finish() for split, writer in writers.items()},
+    splits = {split: writer.finish() for split, writer in writers.items()}
+    tokens = sum(about["tokens"] for about in splits.values())
+    say(f"tokenised {tokens:,} tokens in {time.monotonic() - began:.1f} s; kept in the cache")
+    return {
+        "splits": splits,
         "class_names": names,
         "vocab_size": tokenizer.vocab_size,
         "specials": tokenizer.specials,
         "tokenizer": zlib.crc32((folder / "tokenizer.json").read_bytes()),
     }
-    tokens = sum(about["tokens"] for about in meta["splits"].values())
-    say(f"tokenised {tokens:,} tokens in {time.monotonic() - began:.1f} s; kept in the cache")
-    return meta
 
 
 def _natural(name: str) -> tuple[float, str]:
@@ -128,7 +130,9 @@ def _check(config: Config, found: list[Source], writers: dict, names: list[str])
         raise UserError(f"data.labels={config.labels!r}: all documents have the label {names[0]!r}")
 
 
-def _make_tokenizer(config: Config, documents: Callable, say: Callable) -> tokenizers.Tokenizer:
+def _make_tokenizer(
+    config: Config, found: list[Source], documents: Callable, say: Callable
+) -> tokenizers.Tokenizer:
     file = tokenizer_file(config)
     if file is not None:
         return tokenizers.load(file)
@@ -140,14 +144,21 @@ def _make_tokenizer(config: Config, documents: Callable, say: Callable) -> token
             characters.update(document.text, document.pair)
         return tokenizers.CharTokenizer("".join(sorted(characters)), config.layout != "windows")
     kind, size = config.trained_tokenizer()  # type: ignore[misc]
-    sample, taken = [], 0
-    for _, document in documents("train"):
-        sample += [text for text in (document.text, document.pair) if text]
-        taken += len(document.text) + len(document.pair)
-        if taken > SAMPLE:
-            break
-    say(f"training a {kind} tokenizer of {size:,} tokens on {taken:,} characters …")
+    sample = _sample(documents("train"), size * SAMPLE, found[0].size())
+    say(f"training a {kind} tokenizer of {size:,} tokens on {sum(map(len, sample)):,} characters …")
     return tokenizers.train(kind, size, sample)
+
+
+def _sample(documents: Iterator[tuple[str, Document]], wanted: int, size: int) -> list[str]:
+    """Returns training texts of about `wanted` characters, from everywhere in `size` bytes (from
+    the beginning, where the size is not known)."""
+    share = wanted / max(size, wanted) * 2.0**64
+    texts: list[str] = []
+    for _, document in documents:
+        if wanted > 0 and (not texts or int(order.mix(document.key)) <= share):
+            texts += [text[:wanted] for text in (document.text, document.pair) if text]
+            wanted -= len(document.text) + len(document.pair)
+    return texts
 
 
 def _batches(documents: Iterator[tuple[str, Document]]) -> Iterator[tuple[str, list[Document]]]:

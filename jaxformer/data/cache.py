@@ -158,7 +158,7 @@ def _open_split(folder: Path, split: str, about: dict[str, Any]) -> Corpus:
     tokens = np.memmap(file, dtype, "r").view(np.ndarray)
     data, blocks = tokens.view(np.uint8), about["blocks"]
     for block in np.unique(np.linspace(0, len(blocks) - 1, CHECKED).astype(int)).tolist():
-        if zlib.crc32(data[block * BLOCK : (block + 1) * BLOCK]) != blocks[block]:
+        if zlib.crc32(data[block * BLOCK : (block + 1) * BLOCK].data) != blocks[block]:
             raise ValueError("the stream is damaged")
     return Corpus(tokens, offsets, first, labels)
 

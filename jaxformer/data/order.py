@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 ROUNDS = 6
 
 
-def mix(x: np.ndarray | int) -> np.ndarray:
-    """Scrambles 64-bit integers one to one (splitmix64's finaliser, Steele et al. 2014)."""
-    x = np.asarray(x, np.uint64)
+def mix(x: Any) -> np.ndarray:
+    """Scrambles 64-bit integers one to one (splitmix64's finaliser, Steele et al. 2014).
+
+    Args:
+      x: uint64 array or scalar.
+    """
     with np.errstate(over="ignore"):
-        x = (x + np.uint64(0x9E3779B97F4A7C15)) & np.uint64(0xFFFFFFFFFFFFFFFF)
+        x = np.asarray(x, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+        return np.asarray(x ^ (x >> np.uint64(31)))
 
 
 def permute(index: np.ndarray, count: int, key: np.ndarray) -> np.ndarray:
@@ -30,19 +35,23 @@ def permute(index: np.ndarray, count: int, key: np.ndarray) -> np.ndarray:
     """
     half = np.uint64(max(1, (max(1, count - 1).bit_length() + 1) // 2))
     low = (np.uint64(1) << half) - np.uint64(1)
+    with np.errstate(over="ignore"):
+        turns = np.arange(ROUNDS, dtype=np.uint64).reshape(-1, *[1] * np.ndim(key))
+        keys = mix(key + turns)  # one for each round
     value = np.array(index, np.uint64)
     outside = np.ones(value.shape, bool)
     while outside.any():
         left, right = value[outside] >> half, value[outside] & low
-        for turn in range(ROUNDS):
-            round_key = mix(key[outside] + np.uint64(turn))
+        for round_key in keys[:, outside]:
             left, right = right, left ^ (mix(right ^ round_key) & low)
         value[outside] = (left << half) | right
         outside = value >= np.uint64(count)
     return value.astype(np.int64)
 
 
-def draw(step: int, batch_size: int, count: int, max_shift: int, seed: int, rows: np.ndarray):
+def draw(
+    step: int, batch_size: int, count: int, max_shift: int, seed: int, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns which rows, moved by how much, some places of a training batch hold.
 
     Row number step * batch_size + place of an endless sequence of epochs; an epoch has every row

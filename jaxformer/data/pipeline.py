@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -127,18 +126,12 @@ def load(config: Config, *, say: Callable[[str], None] = print) -> Dataset:
     found = [sources.find(name, config) for name in named]
     file = build.tokenizer_file(config)
     choices = build.choices(config)
-    stat = file and file.stat()
-    stats = [source.stat_key() for source in found]
-    stat_key = cache.digest(
-        [choices, stats, stat and [str(file.resolve()), stat.st_size, stat.st_mtime_ns]]
-    )
+    made_of = [*found, *([sources.Source("", "tokenizer", (file,), ("",))] if file else [])]
+    stat_key = cache.digest([choices, [source.stat_key() for source in made_of]])
     entry = cache.lookup(folder, stat_key)
     opened = cache.open_entry(folder, entry) if entry else None
     if opened is None:
-        contents = [source.content_key() for source in found]
-        entry = cache.digest(
-            [choices, contents, file and hashlib.sha256(file.read_bytes()).hexdigest()]
-        )
+        entry = cache.digest([choices, [source.content_key() for source in made_of]])
         opened = cache.open_entry(folder, entry)
         if opened is None:
             opened = cache.create(folder, entry, lambda at: build.fill(at, config, found, say))

@@ -57,6 +57,10 @@ class Source:
         stats = [(str(f), f.stat()) for f in self.files]
         return [self.name, self.kind, [(p, s.st_size, s.st_mtime_ns) for p, s in stats]]
 
+    def size(self) -> int:
+        """Returns the bytes of all files; 0 for a data set that is not made of files."""
+        return sum(file.stat().st_size for file in self.files)
+
     def content_key(self) -> list:
         """Returns what changes when the content changes, on whatever machine."""
         hashes = []
