@@ -58,10 +58,9 @@ find_uv() {
   echo "$venv/bin/uv"
 }
 
-make_venv() {
-  local python
-  if [[ ! -x $venv/bin/python ]]; then
-    python=$(find_python)
+make_venv() { # the interpreter to make it of, or "" to keep the one there
+  local python=$1
+  if [[ -n $python ]]; then
     # Not with ensurepip, which takes ten times as long as the two lines together.
     "$python" -m venv --without-pip "$venv"
     "$python" -m pip --python "$venv/bin/python" install -qq pip >/dev/null 2>&1 || true
@@ -103,7 +102,7 @@ install_torch() {
 }
 
 prepare() { # run | test
-  local extras want ready=$venv/.ready owner
+  local extras want ready=$venv/.ready owner python=""
   extras=$(device_extra)
   want="$root $extras $(cat "$root/pyproject.toml" "$root/constraints.txt" | cksum)"
   while :; do
@@ -115,6 +114,7 @@ prepare() { # run | test
           *) rm -rf "$venv" ;; # made in another folder, whose name stands in its scripts
         esac
       fi
+      if [[ ! -x $venv/bin/python ]]; then python=$(find_python); fi
       mkdir -p "$venv"
       if (set -o noclobber && echo $$ >"$busy") 2>/dev/null; then break; fi
       [[ -e $busy ]] || fail "cannot write into $venv"
@@ -131,7 +131,7 @@ prepare() { # run | test
   rm -f "$ready"
   if [[ $1 == test ]]; then extras=${extras:+$extras,}test; fi
   say "installing into $venv${extras:+ with $extras} (once, about a minute)"
-  make_venv
+  make_venv "$python"
   install "$extras"
   if [[ $1 == test ]]; then install_torch; fi
   echo "$want $1" >"$ready"
