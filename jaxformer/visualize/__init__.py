@@ -1,0 +1,8 @@
+"""Arrays in, matplotlib figures out. Nothing here opens a window: call `figure.savefig(path)`."""
+
+from __future__ import annotations
+
+from jaxformer.visualize.attention import attention_maps
+from jaxformer.visualize.loss import loss_curves
+
+__all__ = ["attention_maps", "loss_curves"]
