@@ -12,10 +12,15 @@ import jax
 
 from jaxformer.ops.attention import scores
 from jaxformer.ops.attention.chunked import chunked
+from jaxformer.ops.attention.cudnn import cudnn, gpu_capability, why_not
 from jaxformer.ops.attention.dense import dense
 from jaxformer.ops.masks import Mask
 
 BACKENDS = ("auto", "dense", "chunked", "cudnn")
+
+# Up to here "auto" holds all weights, beyond it recomputes them (measured on CPU: below it dense is
+# faster, above it the weights of one layer outgrow the caches and soon the memory).
+DENSE_UP_TO = 2048 * 2048
 
 
 def attention(
@@ -25,33 +30,78 @@ def attention(
     *,
     mask: Mask | None = None,
     bias: Any = None,
-    scale: float | None = None,
+    scale: float | jax.Array | None = None,
     soft_cap: float | None = None,
     dropout_rate: float = 0.0,
     key: jax.Array | None = None,
     backend: str = "auto",
-    query_chunk: int = 128,
-    key_chunk: int = 512,
+    query_chunk: int | None = None,
+    key_chunk: int | None = None,
     return_weights: bool = False,
 ) -> Any:
-    """softmax(scale q k^T + bias, where masked -inf) v (Vaswani et al., 2017, eq. 1)."""
-    _check(q_BTNH, k_BSKH, v_BSKH, mask, dropout_rate, key, backend)
+    """softmax(scale q k^T + bias, -inf where masked) v, head by head (Vaswani et al., 2017, eq. 1).
+
+    A query that may attend to nothing gets exactly 0, and finite gradients, from every backend.
+
+    Args:
+      q_BTNH: queries.
+      k_BSKH: keys; K divides N, and query head n reads key/value head n // (N / K) (Ainslie et
+        al., 2023).
+      v_BSKH: values.
+      mask: a spec of `masks`, or None: all may attend to all.
+      bias: added to the logits: an array that broadcasts to [B, N, T, S], or a spec such as
+        `positions.alibi(N)`, which never becomes one. Receives gradients.
+      scale: multiplies q k^T; 1/sqrt(H) if None (T5: 1.0).
+      soft_cap: squashes the scaled logits to cap * tanh(logits / cap) before bias and mask (Gemma
+        Team, 2024, section 2).
+      dropout_rate: static probability of dropping a weight.
+      key: random key, needed if dropout_rate > 0. The same key drops the same weights in forward
+        and backward, but other ones in another backend or with other chunks.
+      backend: "dense" holds the weights; "chunked" recomputes them and needs O(T) memory, forward
+        and backward (no forward-mode derivatives); "cudnn" is NVIDIA's kernel for float16 and
+        bfloat16; "auto" takes cudnn where it can do the job, else dense up to 2048 x 2048 and
+        chunked beyond.
+      query_chunk: queries of one block: None for the backend's own. The dense backend cuts
+        queries into blocks only where a static mask spares them some keys.
+      key_chunk: keys of one block in the chunked backend; None for its own.
+      return_weights: also return the weights, before dropout; from any backend but cudnn they cost
+        O(T S) memory.
+
+    Returns:
+      out_BTNH in the dtype of the queries, or (out_BTNH, weights_BNTS) with float32 weights whose
+      rows sum to 1 (0 where nothing is visible).
+
+    Raises:
+      ValueError: shapes that do not fit, dropout without a key, or backend "cudnn" where cuDNN
+        cannot do what is asked; the message gives the reason.
+    """
+    _check(q_BTNH, k_BSKH, v_BSKH, mask, dropout_rate, key, backend, query_chunk, key_chunk)
+    if isinstance(scale, jax.Array):
+        q_BTNH, scale = (q_BTNH * scale).astype(q_BTNH.dtype), 1.0
+    scale = 1.0 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale
     options = {
         "mask": mask,
         "bias": scores.as_bias(bias),
-        "scale": 1.0 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale,
         "soft_cap": soft_cap,
         "dropout_rate": dropout_rate,
-        "key": key if dropout_rate > 0.0 else None,
-        "query_chunk": query_chunk,
         "return_weights": return_weights,
     }
-    if backend == "chunked":
-        return chunked(q_BTNH, k_BSKH, v_BSKH, key_chunk=key_chunk, **options)
-    return dense(q_BTNH, k_BSKH, v_BSKH, **options)
+    if backend in ("auto", "cudnn"):
+        reason = why_not(q_BTNH, k_BSKH, compute_capability=gpu_capability(), **options)
+        if not reason:
+            return cudnn(q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=scale)
+        if backend == "cudnn":
+            raise ValueError(f"attention: cuDNN cannot do this: {reason}; use backend='auto'")
+    options |= {"scale": scale, "key": key if dropout_rate > 0.0 else None}
+    small = q_BTNH.shape[1] * k_BSKH.shape[1] <= DENSE_UP_TO
+    if backend == "dense" or (backend == "auto" and small):
+        return dense(q_BTNH, k_BSKH, v_BSKH, query_chunk=query_chunk, **options)
+    return chunked(q_BTNH, k_BSKH, v_BSKH, query_chunk=query_chunk, key_chunk=key_chunk, **options)
 
 
-def _check(q_BTNH, k_BSKH, v_BSKH, mask, dropout_rate, key, backend) -> None:
+def _check(
+    q_BTNH, k_BSKH, v_BSKH, mask, dropout_rate, key, backend, query_chunk, key_chunk
+) -> None:
     q, k, v = q_BTNH.shape, k_BSKH.shape, v_BSKH.shape
     if not len(q) == len(k) == len(v) == 4:
         raise ValueError(f"attention: q, k and v need 4 axes [B, T, N, H], not {q}, {k} and {v}")
@@ -62,14 +112,13 @@ def _check(q_BTNH, k_BSKH, v_BSKH, mask, dropout_rate, key, backend) -> None:
     if q[2] % k[2]:
         raise ValueError(f"attention: {k[2]} key/value heads do not divide {q[2]} query heads")
     if mask is not None and not isinstance(mask, Mask):
-        raise ValueError(
-            "attention: the mask must be a spec; wrap an array as masks.explicit(array)"
-        )
+        raise ValueError("attention: mask must be a spec; wrap an array as masks.explicit(array)")
     if not 0.0 <= dropout_rate < 1.0:
-        raise ValueError(f"attention: the dropout rate must be in [0, 1), not {dropout_rate}")
+        raise ValueError(f"attention: dropout_rate must be in [0, 1), not {dropout_rate}")
     if dropout_rate > 0.0 and key is None:
-        raise ValueError(
-            "attention: dropout_rate > 0 needs a key; in evaluation give dropout_rate=0"
-        )
+        raise ValueError("attention: dropout_rate > 0 needs a key; for evaluation give rate 0")
     if backend not in BACKENDS:
         raise ValueError(f"attention: backend {backend!r} is not one of {', '.join(BACKENDS)}")
+    for name, size in (("query_chunk", query_chunk), ("key_chunk", key_chunk)):
+        if size is not None and size < 1:
+            raise ValueError(f"attention: {name} must be 1 or more, not {size}")

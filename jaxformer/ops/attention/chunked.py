@@ -23,6 +23,9 @@ from jaxformer.ops.dropout import dropout
 from jaxformer.ops.linear import einsum
 from jaxformer.ops.masks import Mask
 
+# A block of 256 x 512 float32 logits is half a megabyte a head: it stays in the caches.
+QUERY_CHUNK, KEY_CHUNK = 256, 512
+
 
 class Setting(NamedTuple):
     """What is known before compilation."""
@@ -45,8 +48,8 @@ def chunked(
     soft_cap: float | None,
     dropout_rate: float,
     key: jax.Array | None,
-    query_chunk: int,
-    key_chunk: int,
+    query_chunk: int | None,
+    key_chunk: int | None,
     return_weights: bool,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """See `jaxformer.ops.attention.attention`.
@@ -91,15 +94,15 @@ def attend(
     soft_cap: float | None,
     dropout_rate: float,
     key: jax.Array | None,
-    query_chunk: int,
-    key_chunk: int,
+    query_chunk: int | None,
+    key_chunk: int | None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (out_BTNH, lse_BNT): both differentiable, so that partial results can be merged.
 
     lse is float32, the log of the softmax's denominator; -inf where nothing may be attended to.
     """
     (B, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
-    query_chunk, key_chunk = min(query_chunk, T), min(key_chunk, S)
+    query_chunk, key_chunk = min(query_chunk or QUERY_CHUNK, T), min(key_chunk or KEY_CHUNK, S)
     more_T, more_S = -(-T // query_chunk) * query_chunk, -(-S // key_chunk) * key_chunk
     # Lengths that the chunks do not divide are padded; nobody sees the padding, and what padded
     # queries compute is cut off again.

@@ -17,6 +17,8 @@ from jaxformer.ops.dropout import dropout
 from jaxformer.ops.linear import einsum
 from jaxformer.ops.masks import Mask
 
+QUERY_CHUNK = 128
+
 
 def dense(
     q_BTNH: jax.Array,
@@ -29,7 +31,7 @@ def dense(
     soft_cap: float | None,
     dropout_rate: float,
     key: jax.Array | None,
-    query_chunk: int,
+    query_chunk: int | None,
     return_weights: bool,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """See `jaxformer.ops.attention.attention`; `query_chunk` queries see only their key range."""
@@ -81,8 +83,12 @@ def _attend(
     return out_BtKGH, p_BKGts / total_BKGt[..., None]
 
 
-def _blocks(mask: Mask | None, T: int, S: int, query_chunk: int) -> list[tuple[int, int, int, int]]:
+def _blocks(
+    mask: Mask | None, T: int, S: int, query_chunk: int | None
+) -> list[tuple[int, int, int, int]]:
     """Returns (query start, stop, key start, stop) of each block; one block if none sees less."""
+    # Each block is code to compile: no more than 16 of them, unless they are asked for.
+    query_chunk = query_chunk or max(QUERY_CHUNK, -(-T // 16))
     blocks = [(start, min(start + query_chunk, T)) for start in range(0, T, query_chunk)]
     ranges = [masks.key_range(mask, *block, S) for block in blocks]
     if all(keys == (0, S) for keys in ranges) or len(blocks) == 1:
