@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
 from jaxformer.checkpoint.checksums import checksums, leaf_name
-from jaxformer.checkpoint.steps import DamagedError
+from jaxformer.checkpoint.steps import DamagedError, read_meta
+from jaxformer.errors import UserError
 
 # The items of a checkpoint, apart so that parameters can be read without the optimizer's state.
 _ITEMS = ("params", "ema", "rest")
@@ -107,6 +108,32 @@ def read(checkpointer: Any, folder: str, abstract: Mapping[str, Any], meta: dict
     return state
 
 
+def first_intact(
+    folders: Mapping[int, str],
+    accept: Callable[[dict[str, Any]], Any],
+    orbax: Callable[[], Any],
+    say: Callable[[str], None],
+) -> tuple[Any, dict[str, Any], set[int]]:
+    """Reads the first of `folders` that is intact; names those before it that are not."""
+    reasons: dict[int, str] = {}
+    for step, folder in folders.items():
+        try:
+            meta = read_meta(folder)
+            wanted = accept(meta)  # before Orbax is imported: a wrong config is told at once
+            state = read(orbax(), folder, wanted, meta)
+        except DamagedError as damage:
+            reasons[step] = f"{folder}: {damage}"
+            continue
+        for reason in reasons.values():
+            say(f"damaged checkpoint {reason}; using step {meta['step']}")
+        del meta["leaves"]
+        return state, meta, set(reasons)
+    raise UserError(
+        f"no intact checkpoint ({'; '.join(reasons.values())}); nothing was deleted: bring back a "
+        "copy, or start anew with another --workdir"
+    )
+
+
 def abstract_of(tree: Any) -> Any:
     """Returns a tree of `jax.ShapeDtypeStruct` in which every leaf has a sharding."""
 
@@ -134,6 +161,16 @@ def misfits(abstract: Any, meta: Mapping[str, Any]) -> list[str]:
         for name in sorted(wanted.keys() | stored.keys())
         if wanted.get(name) != stored.get(name)
     ]
+
+
+def refuse(phrases: list[str], directory: str) -> None:
+    """Raises UserError with the phrases of `misfits` or `steps.differences`, if there are any."""
+    if phrases:
+        more = f"; and {len(phrases) - 8} more" if len(phrases) > 8 else ""
+        raise UserError(
+            f"the checkpoints in {directory} are of another run: {'; '.join(phrases[:8])}{more}; "
+            "give the old values back, or another --workdir"
+        )
 
 
 def one_line(error: BaseException) -> str:

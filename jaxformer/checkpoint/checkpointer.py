@@ -87,8 +87,11 @@ class Checkpointer:
           force: save whatever `every` says.
 
         Returns:
-          Whether a save was started. A save that fails (a full disk) is told in one line and the
-          run goes on; `wait` and `close` raise it.
+          Whether a save was started. One that fails (a full disk) is told in a line by the next
+          save, and the run goes on.
+
+        Raises:
+          UserError: a forced save cannot be started.
         """
         if not force and (not self.config.every or step % self.config.every):
             return False
@@ -108,7 +111,7 @@ class Checkpointer:
                 self._make_room()
             arrays.write(self._orbax(), self._folder(step), state, steps.signed(meta))
         except OSError as error:
-            self._report(step, error)
+            (self._fail if force else self._report)(step, error)
             return False
         self._writing = step
         if not self.config.asynchronous:
@@ -140,15 +143,18 @@ class Checkpointer:
 
         def accept(meta: dict[str, Any]) -> Any:
             if run_config is not None:
-                _refuse(steps.differences(meta["run_config"], run_config, ignore), self.directory)
-            _refuse(arrays.misfits(abstract, meta), self.directory)
+                arrays.refuse(
+                    steps.differences(meta["run_config"], run_config, ignore), self.directory
+                )
+            arrays.refuse(arrays.misfits(abstract, meta), self.directory)
             return abstract
 
+        self._settle(failing=self._report)
         candidates = self.steps()
         if not candidates:
             return None
         folders = {step: self._folder(step) for step in reversed(candidates)}
-        state, meta, self._damaged = _first_intact(folders, accept, self._orbax, self._say)
+        state, meta, self._damaged = arrays.first_intact(folders, accept, self._orbax, self._say)
         return state, meta
 
     def wait(self) -> None:
@@ -180,19 +186,22 @@ class Checkpointer:
         if self._writing is None:
             return
         step, self._writing = self._writing, None
+        failure = None
         try:
             self._opened.wait_until_finished()
         except Exception as error:  # tensorstore's errors have no common class
-            if jax.process_index() == 0:
-                steps.sweep(self.directory)  # on a full disk the half of a checkpoint is in the way
-            failing(step, error)
-        else:
-            if jax.process_index() == 0:
+            failure = error
+        if jax.process_index() == 0:
+            if failure is None:
                 self._prune()
+            else:
+                steps.sweep(self.directory)  # half a checkpoint, on a disk that may be full
+        if failure is not None:
+            failing(step, failure)
 
     def _make_room(self) -> None:
         steps.sweep(self.directory)
-        for step in sorted(self._damaged):
+        for step in sorted(self._damaged.intersection(self.steps())):
             name = steps.set_aside(self.directory, step)
             self._say(f"checkpoint {step} is damaged: kept aside as {name}")
         self._damaged = set()
@@ -222,119 +231,3 @@ class Checkpointer:
 
     def _fail(self, step: int, error: BaseException) -> None:
         raise UserError(self._failure(step, error)) from None
-
-
-def restore_params(
-    path: str | os.PathLike[str],
-    *,
-    step: int | str = "latest",
-    ema: bool = True,
-    abstract: Any = None,
-    say: Callable[[str], None] = print,
-) -> tuple[Any, dict[str, Any]]:
-    """Restores the parameters of a run, for fine-tuning, evaluation or generation.
-
-    Args:
-      path: a workdir, its folder of checkpoints, or the folder of one step.
-      step: "latest", "best" (lowest validation loss) or a number.
-      ema: take the averaged parameters where there are any.
-      abstract: the parameters as `jax.ShapeDtypeStruct` with shardings; None puts them on one
-        device.
-      say: prints one line for the user.
-
-    Returns:
-      The parameters, bit-equal to the saved ones, and the run's config.
-
-    Raises:
-      UserError: no such checkpoint, or it is damaged, or it does not fit `abstract`.
-    """
-    folder, found = steps.find(os.fspath(path))
-    folders = {number: os.path.join(folder, str(number)) for number in reversed(found)}
-    if not found:
-        folders = {-1: folder}
-    elif step == "best":
-        folders = {number: folders[number] for number in _ranked(folders)}
-        if not folders:
-            raise UserError(f"no checkpoint in {folder} has a validation loss; use step=latest")
-    elif step != "latest":
-        if step not in folders:
-            have = ", ".join(str(number) for number in found)
-            raise UserError(f"no checkpoint of step {step} in {folder}; there are: {have}")
-        folders = {int(step): folders[int(step)]}
-
-    def accept(meta: dict[str, Any]) -> Any:
-        has_ema = any(name.startswith("ema/") for name in meta["leaves"])
-        item = "ema" if ema and has_ema else "params"
-        leaves = {
-            name: leaf for name, leaf in meta["leaves"].items() if name.startswith(item + "/")
-        }
-        if abstract is None:
-            return _nested(leaves)
-        wanted = arrays.abstract_of({item: abstract})
-        _refuse(arrays.misfits(wanted, {"leaves": leaves}), folder)
-        return wanted
-
-    reader = Checkpointer(folder)
-    try:
-        state, meta, _ = _first_intact(folders, accept, reader._orbax, say)
-    finally:
-        reader.close()
-    (params,) = state.values()
-    return params, meta["run_config"]
-
-
-def _first_intact(
-    folders: Mapping[int, str],
-    accept: Callable[[dict[str, Any]], Any],
-    orbax: Callable[[], Any],
-    say: Callable[[str], None],
-) -> tuple[Any, dict[str, Any], set[int]]:
-    """Reads the first of `folders` that is intact; names those before it that are not."""
-    reasons: dict[int, str] = {}
-    for step, folder in folders.items():
-        try:
-            meta = steps.read_meta(folder)
-            wanted = accept(meta)  # before Orbax is imported: a wrong config is told at once
-            state = arrays.read(orbax(), folder, wanted, meta)
-        except DamagedError as damage:
-            reasons[step] = f"{folder}: {damage}"
-            continue
-        for reason in reasons.values():
-            say(f"damaged checkpoint {reason}; using step {meta['step']}")
-        del meta["leaves"]
-        return state, meta, set(reasons)
-    raise UserError(
-        f"no intact checkpoint ({'; '.join(reasons.values())}); nothing was deleted: bring back a "
-        "copy, or start anew with another --workdir"
-    )
-
-
-def _refuse(phrases: list[str], directory: str) -> None:
-    if phrases:
-        more = f"; and {len(phrases) - 8} more" if len(phrases) > 8 else ""
-        raise UserError(
-            f"the checkpoints in {directory} are of another run: {'; '.join(phrases[:8])}{more}; "
-            "give the old values back, or another --workdir"
-        )
-
-
-def _ranked(folders: Mapping[int, str]) -> list[int]:
-    metrics = {}
-    for step, folder in folders.items():
-        try:
-            metrics[step] = steps.read_meta(folder)["metric"]
-        except DamagedError:
-            continue
-    return steps.best_first(metrics)
-
-
-def _nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Makes the nested dict of `jax.ShapeDtypeStruct` that the leaves' names spell."""
-    tree: dict[str, Any] = {}
-    for name, (dtype, shape, _) in leaves.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = jax.ShapeDtypeStruct(shape, dtype, sharding=arrays.one_device())
-    return tree
