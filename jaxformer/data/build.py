@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.data import cache, order, sources, tokenizers
+from jaxformer.data import cache, order, sources, tokenizer_training, tokenizers
 from jaxformer.data.config import Config
 from jaxformer.data.sources import Document, Source
 from jaxformer.errors import UserError, suggest
@@ -41,12 +41,13 @@ def tokenizer_file(config: Config) -> Path | None:
     return file
 
 
-def choices(config: Config) -> list:
+def choices(config: Config) -> list[Any]:
     """Returns the part of a config that decides what an entry of the cache holds."""
     rows = [config.text_field, config.text_pair_field, config.label_field, config.fields]
     limits = [config.snippet_lines, config.max_documents, config.max_bytes]
     split = [config.split, config.validation_fraction, config.validation_source]
-    tokens = [config.tokenizer if tokenizer_file(config) is None else "", config.layout]
+    tokens: list[Any] = [config.tokenizer if tokenizer_file(config) is None else "file"]
+    tokens += [config.layout == "padded", config.tokenizer == "char" and config.layout == "windows"]
     return [config.source, rows, config.delimiter, config.labels, limits, split, tokens]
 
 
@@ -90,10 +91,10 @@ def fill(folder: Path, config: Config, found: list[Source], say: Callable) -> di
         size = sum(len((d.text + d.pair).encode("utf-8", "replace")) for d in batch)
         writers[split].add(parts, [len(first) for first in firsts], labels, size)
     names = sorted(classes, key=_natural)
+    _check(config, found, writers, names)
     renumber = np.array([names.index(name) for name in classes] + [-1], np.int32)
     for writer in writers.values():
         writer.labels = renumber[writer.labels].tolist()
-    _check(config, found, writers, names)
     splits = {split: writer.finish() for split, writer in writers.items()}
     tokens = sum(about["tokens"] for about in splits.values())
     say(f"tokenised {tokens:,} tokens in {time.monotonic() - began:.1f} s; kept in the cache")
@@ -115,7 +116,9 @@ def _natural(name: str) -> tuple[float, str]:
 
 
 def _check(config: Config, found: list[Source], writers: dict, names: list[str]) -> None:
-    train, validation = (len(writers[split].lengths) for split in SPLITS)
+    train, validation = (
+        len(writers[split].lengths) * bool(writers[split].counts_V.any()) for split in SPLITS
+    )
     if not train + validation:
         raise UserError(f"data.source={found[0].name!r} holds no text")
     if not train or not validation:
@@ -146,7 +149,7 @@ def _make_tokenizer(
     kind, size = config.trained_tokenizer()  # type: ignore[misc]
     sample = _sample(documents("train"), size * SAMPLE, found[0].size())
     say(f"training a {kind} tokenizer of {size:,} tokens on {sum(map(len, sample)):,} characters …")
-    return tokenizers.train(kind, size, sample)
+    return tokenizer_training.train(kind, size, sample)
 
 
 def _sample(documents: Iterator[tuple[str, Document]], wanted: int, size: int) -> list[str]:
@@ -193,9 +196,9 @@ def _divider(config: Config, found: list[Source]) -> Callable[[], Iterator[tuple
             ("train" if number < count - held_out else "validation", document)
             for number, document in enumerate(sources.read(source, config))
         )
-    border = _borders(source, config)
+    chosen = _held_out(source, fraction)
     return lambda: (
-        ("validation" if document.key <= border(document) else "train", document)
+        ("validation" if chosen(document.key) else "train", document)
         for document in sources.read(source, config)
     )
 
@@ -214,18 +217,22 @@ def _cut(documents: Iterator[Document], fraction: float) -> Iterator[tuple[str, 
                 yield split, whole[0]._replace(text=text)
 
 
-def _borders(source: Source, config: Config) -> Callable[[Document], float]:
-    """Returns the largest key that goes to validation: by the fraction for rows, which are many
-    and perhaps equal; for files, which may be few, so that their number is right (in each class).
+def _held_out(source: Source, fraction: float) -> Callable[[int], bool]:
+    """Returns which documents' keys are validation.
+
+    Rows are many, and equal ones must stay together: the keys below the fraction. Files may be
+    few: those with the smallest keys, as many as the fraction says, and from each package alike
+    (whatever the labels, so that a model which is fine-tuned to tell packages was not pretrained
+    on the files that test it).
     """
     if source.kind != "text":
-        return lambda document: config.validation_fraction * 2.0**64
-    groups: dict[str, list[int]] = {}
+        return lambda key: key < fraction * 2.0**64
+    packages: dict[str, list[int]] = {}
     for name in source.names:
-        group = sources.package(name) if config.labels == "package" else ""
-        groups.setdefault(group, []).append(sources.key(name))
-    borders = {
-        group: sorted(keys)[max(1, round(len(keys) * config.validation_fraction)) - 1]
-        for group, keys in groups.items()
-    }
-    return lambda document: borders[document.label]
+        packages.setdefault(sources.package(name), []).append(sources.key(name))
+    few = [keys for keys in packages.values() if len(keys) < sources.PACKAGE_FILES]
+    groups = [keys for keys in packages.values() if len(keys) >= sources.PACKAGE_FILES]
+    chosen: set[int] = set()
+    for keys in [*groups, list(itertools.chain(*few))]:
+        chosen.update(sorted(keys)[: max(1, round(len(keys) * fraction))])
+    return chosen.__contains__

@@ -234,7 +234,8 @@ def pack(length_P: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
     """
     by_length_P = np.argsort(length_P, kind="stable")
     counts = np.bincount(length_P, minlength=seq_len + 1)
-    # Rows that look alike are handled together: room left → [(how many rows, their pieces)].
+    # Rows that look alike are handled together: room left → [(how many rows, their pieces)],
+    # where pieces are (length, copies, the pieces before).
     open_rows: dict[int, list[tuple[int, tuple]]] = {}
     rooms: list[int] = []  # the keys of open_rows, sorted
     for length in np.flatnonzero(counts)[::-1].tolist():
@@ -242,17 +243,24 @@ def pack(length_P: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
         while left:
             place = bisect.bisect_left(rooms, length)
             if place == len(rooms):
-                room, rows, parts = seq_len, left, ()
+                room, parts = seq_len, ()
+                rows = -(-left // (room // length))
             else:
                 room = rooms[place]
                 rows, parts = open_rows[room].pop()
                 if not open_rows[room]:
                     del open_rows[room], rooms[place]
-            used = min(rows, left)
-            left -= used
-            if rows > used:
-                _put(open_rows, rooms, room, (rows - used, parts))
-            _put(open_rows, rooms, room - length, (used, (length, parts)))
+            # Best fit goes on with the row that it chose until that is full.
+            most = room // length
+            for copies in (most, left % most):
+                used = min(rows, left // copies) if copies else 0
+                if used:
+                    left -= used * copies
+                    rows -= used
+                    part = (length, copies, parts)
+                    _put(open_rows, rooms, room - copies * length, (used, part))
+            if rows:
+                _put(open_rows, rooms, room, (rows, parts))
 
     next_of = np.concatenate([[0], np.cumsum(counts)])[:-1]  # by length: the next piece to take
     row_P, column_P = np.empty_like(length_P), np.empty_like(length_P)
@@ -260,12 +268,12 @@ def pack(length_P: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
     for rows, linked in itertools.chain.from_iterable(open_rows.values()):
         column, parts = 0, linked
         while parts:
-            length, parts = parts
-            taken = by_length_P[next_of[length] : next_of[length] + rows]
-            next_of[length] += rows
-            row_P[taken] = np.arange(total, total + rows)
-            column_P[taken] = column
-            column += length
+            length, copies, parts = parts
+            taken = by_length_P[next_of[length] : next_of[length] + rows * copies]
+            next_of[length] += rows * copies
+            row_P[taken] = np.repeat(np.arange(total, total + rows), copies)
+            column_P[taken] = column + np.tile(np.arange(copies) * length, rows)
+            column += length * copies
         total += rows
     first_R = np.full(total, len(length_P))
     np.minimum.at(first_R, row_P, np.arange(len(length_P)))

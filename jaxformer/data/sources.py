@@ -81,6 +81,8 @@ def find(name: str, config: Config) -> Source:
     if name == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
         files = [Path(folder, file) for folder, file in _walk(root) if file.endswith(".py")]
+        if not files:
+            raise UserError(f"data.source='stdlib': this Python has no source files in {root}")
     else:
         pattern = os.path.expanduser(name)
         if os.path.isdir(pattern):
@@ -214,8 +216,18 @@ def _rows(source: Source, config: Config) -> Iterator[Document]:
             yield _document(row, config, f"{file}:{number}")
 
 
+def _lines(file: Path) -> Iterator[str]:
+    """Yields the lines of a file with their ends, however long the file."""
+    opener: Any = gzip.open if file.name.endswith(".gz") else open
+    try:
+        with opener(file, "rt", encoding="utf-8-sig", errors="replace", newline="\n") as stream:
+            yield from stream
+    except (OSError, EOFError) as error:
+        raise UserError(f"cannot read {file}: {error}") from None
+
+
 def _json_lines(file: Path, config: Config) -> Iterator[tuple[int, dict]]:
-    for number, line in enumerate(_content(file).split("\n"), 1):
+    for number, line in enumerate(_lines(file), 1):
         if line.strip():
             try:
                 row = json.loads(line)
@@ -227,16 +239,16 @@ def _json_lines(file: Path, config: Config) -> Iterator[tuple[int, dict]]:
 
 
 def _table(file: Path, config: Config) -> Iterator[tuple[int, dict]]:
-    text = _content(file)
     names = list(config.fields)
+    rows: Iterator[list[str]]
     if _suffix(file) == ".csv" and not config.delimiter:
-        reader = csv.reader(text.splitlines(keepends=True))
-        rows: Iterator[list[str]] = iter(reader)
+        rows = csv.reader(_lines(file))
     else:  # no quoting: a quotation mark is a character like others
-        delimiter = config.delimiter or "\t"
+        lines = (line.rstrip("\r\n") for line in _lines(file))
+        # The last column may hold the delimiter.
         rows = (
-            line.split(delimiter, len(names) - 1 if names else -1) if line else []
-            for line in text.split("\n")
+            line.split(config.delimiter or "\t", len(names) - 1 if names else -1) if line else []
+            for line in lines
         )
     for number, row in enumerate(rows, 1):
         if not names:

@@ -6,12 +6,10 @@ pay for it.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -314,75 +312,3 @@ def restore(text: str, vocab_size: int, specials: dict[str, int]) -> Tokenizer:
     if text.startswith('{"jaxformer"'):
         return parse(text, "the cached tokenizer")
     return LibraryTokenizer(text, vocab_size, specials)
-
-
-def train(kind: str, vocab_size: int, texts: Sequence[str]) -> Tokenizer:
-    """Trains a tokenizer; the same texts give the same one.
-
-    Args:
-      kind: "bpe" (byte-level; Radford et al. 2019) or "wordpiece" (Devlin et al. 2018, cased).
-      vocab_size: most tokens, the six specials included; a small corpus gives fewer.
-      texts: the training texts.
-    """
-    import tokenizers
-
-    if kind == "bpe":
-        library = tokenizers.Tokenizer(tokenizers.models.BPE())
-        library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        library.decoder = tokenizers.decoders.ByteLevel()
-        library.train_from_iterator(
-            texts,
-            tokenizers.trainers.BpeTrainer(
-                vocab_size=vocab_size,
-                special_tokens=list(SPECIALS),
-                initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
-                show_progress=False,
-            ),
-        )
-    else:
-        library = tokenizers.Tokenizer(_wordpiece(vocab_size, texts))
-        library.normalizer = _cased()
-        library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-        library.decoder = tokenizers.decoders.WordPiece()
-        library.add_special_tokens(list(SPECIALS))
-    return parse(library.to_str(), f"the trained {kind} tokenizer")
-
-
-def _cased() -> Any:
-    import tokenizers
-
-    return tokenizers.normalizers.BertNormalizer(lowercase=False, strip_accents=False)
-
-
-def _wordpiece(vocab_size: int, texts: Sequence[str]) -> Any:
-    """Trains the model. The library's trainer numbers the continuing characters ("##a") in the
-    order of a randomly seeded hash map, and breaks ties by those numbers: two runs differ. So we
-    number them first, as if they were special."""
-    import tokenizers
-
-    counts: collections.Counter[str] = collections.Counter()
-    for text in texts:
-        counts.update(text)
-    seen = sorted((c for c in counts if not c.isspace()), key=lambda c: (-counts[c], c))
-    alphabet = sorted(seen[: min(1000, vocab_size // 4)])  # rarer characters become [UNK]
-    continuing = [f"##{c}" for c in alphabet if c.isalnum() or not (c.isascii() or _mark(c))]
-    library = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
-    library.normalizer = _cased()
-    library.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    library.train_from_iterator(
-        texts,
-        tokenizers.trainers.WordPieceTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[*SPECIALS, *continuing],
-            initial_alphabet=alphabet,
-            limit_alphabet=len(alphabet),
-            show_progress=False,
-        ),
-    )
-    vocabulary = library.get_vocab(with_added_tokens=True)
-    return tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]")
-
-
-def _mark(character: str) -> bool:
-    """Whether BERT's pre-tokenizer makes the character a word of its own."""
-    return unicodedata.category(character).startswith("P")
