@@ -1,0 +1,49 @@
+"""Small corpora, and a cache of each test's own."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from jaxformer import data
+
+WORDS = (
+    *("the", "a", "red", "blue", "old", "new", "house", "ship", "sea", "wind"),
+    *("sings", "falls", "runs", "to", "from", "under", "over"),
+)
+
+
+def prose(seed: int, words: int) -> str:
+    """Returns text of so many words, in lines."""
+    chosen = random.Random(seed).choices(WORDS, k=words)
+    return "\n".join(" ".join(chosen[i : i + 9]) for i in range(0, words, 9))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twenty text files in two folders: texts/left/00.txt … texts/right/19.txt."""
+    for i in range(20):
+        file = tmp_path / "texts" / ("left" if i < 10 else "right") / f"{i:02}.txt"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"file {i}\n" + prose(i, 60 + 7 * i))
+    return tmp_path / "texts"
+
+
+@pytest.fixture
+def load(tmp_path):
+    """`load(source, **config)`, with small rows, a cache of the test's own, and no words."""
+
+    def load(source, say=lambda line: None, **config):
+        config = {"seq_len": 32, "batch_size": 4, "cache_dir": str(tmp_path / "cache"), **config}
+        return data.load(data.Config(source=str(source), **config), say=say)
+
+    return load
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    """One text file of 400 words."""
+    file = tmp_path / "one.txt"
+    file.write_text(prose(0, 400))
+    return file
