@@ -66,10 +66,15 @@ class Windows:
         if self.stride:
             scored_R = np.where(rows_R > 0, (rows_R - 1) * self.stride + T, 0)
             weight_RT &= index_RT >= scored_R[:, None]
-        return {
+        batch = {
             "tokens": np.ascontiguousarray(window_RT[:, :-1]),
             "targets": np.ascontiguousarray(window_RT[:, 1:]),
             "weights": weight_RT.astype(np.float32),
+        }
+        if self.stride == 0 and self.real > T:
+            return batch  # full rows: without segments attention needs the causal mask only
+        return {
+            **batch,
             "segment_ids": (index_RT < self.real).astype(np.int32),
             "positions": np.broadcast_to(self.position_T, (len(rows_R), T)),
         }

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxformer.errors import UserError, one_of, suggest
@@ -80,7 +81,7 @@ def _require(config: Config, name: str, valid: Callable[[float], bool], words: s
         raise UserError(f"optimizer.{name} must be {words}, but is {getattr(config, name)!r}")
 
 
-def make_schedule(config: Config, total_steps: int) -> Callable[[Any], jax.Array]:
+def make_schedule(config: Config, total_steps: int) -> Callable[[Any], Any]:
     """Returns the learning rate as a function of the step, counted from 0.
 
     The warm-up rises linearly to the peak at step `warmup_steps`; no step has rate 0. The decay
@@ -92,7 +93,7 @@ def make_schedule(config: Config, total_steps: int) -> Callable[[Any], jax.Array
       total_steps: the number of updates of the whole run.
 
     Returns:
-      A function from the step (int or int32 scalar) to the rate (float32 scalar). Inverse square
+      A function from the step (int or int32 array) to the rate. Inverse square
       root: Vaswani et al. 2017, eq. 3; WSD: Hu et al. 2024 (MiniCPM), with a linear decay.
     """
     warmup, final = config.warmup_steps, config.final_fraction
@@ -100,19 +101,20 @@ def make_schedule(config: Config, total_steps: int) -> Callable[[Any], jax.Array
         config.decay_fraction * total_steps if config.schedule == "wsd" else total_steps - warmup
     )
 
-    def schedule(step: Any) -> jax.Array:
-        step = jnp.asarray(step, jnp.float32)
+    def schedule(step: Any) -> Any:
+        xp = jnp if isinstance(step, jax.Array) else np  # a rate to be printed needs no device
+        step = xp.asarray(step, xp.float32)
         # 0 at the peak, 1 at the end.
-        progress = jnp.clip((step - (total_steps - decay)) / max(decay, 1.0), 0.0, 1.0)
+        progress = xp.clip((step - (total_steps - decay)) / max(decay, 1.0), 0.0, 1.0)
         if config.schedule == "constant":
             factor = 1.0
         elif config.schedule == "cosine":
-            factor = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+            factor = final + (1 - final) * 0.5 * (1 + xp.cos(xp.pi * progress))
         elif config.schedule == "inverse_sqrt":
-            factor = jnp.sqrt((warmup + 1) / jnp.maximum(step + 1, warmup + 1))
+            factor = xp.sqrt((warmup + 1) / xp.maximum(step + 1, warmup + 1))
         else:
             factor = 1 - (1 - final) * progress
-        return config.learning_rate * jnp.minimum((step + 1) / (warmup + 1), 1.0) * factor
+        return config.learning_rate * xp.minimum((step + 1) / (warmup + 1), 1.0) * factor
 
     return schedule
 
@@ -165,7 +167,8 @@ def _rule(config: Config, name: str, shape: tuple[int, ...], depth: int) -> Rule
         )
         rate = rate[:1] if len(set(rate)) == 1 else rate
     else:
-        below = depth + 1 if re.match(r"(.*/)?embed", name) else 0
+        # Embeddings lie below the first layer; heads and the last norm above the last.
+        below = depth + 1 if re.match(r"(.*/)?(embed|relative)/", name) else 0
         rate = (base * config.layer_decay**below,)
     if _matches(config.frozen, name) or not any(rate):
         return Rule("frozen", (0.0,), 0.0)
@@ -191,7 +194,9 @@ def make_optimizer(config: Config, total_steps: int, params: Any) -> optax.Gradi
       UserError: a pattern in `frozen` that matches no parameter.
     """
     table = make_rules(config, params)
-    cores = {group: _core(config, group) for group in {rule.group for rule in table.values()}}
+    # Sorted, for the program must be the same in every process, or no compilation cache finds it.
+    groups = sorted({rule.group for rule in table.values()})
+    cores = {group: _core(config, group) for group in groups}
     return optax.chain(
         _drop_frozen(table),
         optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),

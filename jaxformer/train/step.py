@@ -87,7 +87,9 @@ def gradients(
         (_, metrics), grads = value_and_grad(params, part)
         # The mean's gradient times its count is the sum's, and sums add up.
         count = metrics["loss"][1]
-        return jax.tree.map(jnp.add, total, (jax.tree.map(lambda g: g * count, grads), metrics)), None
+        return jax.tree.map(
+            jnp.add, total, (jax.tree.map(lambda g: g * count, grads), metrics)
+        ), None
 
     shapes = jax.eval_shape(value_and_grad, params, jax.tree.map(lambda x: parts_AB(x)[0], batch))
     (_, metric_shapes), grad_shapes = shapes

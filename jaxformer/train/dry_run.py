@@ -1,0 +1,57 @@
+"""What a run would take, without running it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jaxformer.parallel import mesh as meshes
+from jaxformer.train import log
+from jaxformer.train import state as states
+from jaxformer.train.optimizer import make_optimizer
+from jaxformer.train.prepare import prepare
+from jaxformer.train.step import make_train_step
+
+
+def dry_run(chosen: ConfigDict) -> dict[str, int]:
+    """Prints shapes, parameters and memory of an experiment; trains nothing, writes nothing.
+
+    The step is compiled for the devices that are here, so the memory is what XLA has planned.
+
+    Returns:
+      Bytes a device: {"state", "batch", "temporary", "peak"}.
+    """
+    run = prepare(chosen, say=print)
+    settings = run.experiment
+    optimizer = make_optimizer(settings.optimizer, settings.train.steps, run.param_shapes)
+    abstract = states.abstract(run.model, optimizer, run.mesh, ema=settings.optimizer.ema_decay > 0)
+    print(f"mesh {meshes.describe(run.mesh)}")
+    print(log.parameter_table(run.param_shapes))
+    for name, leaf in run.batch_shapes.items():
+        print(f"batch {name} {leaf.dtype}{list(leaf.shape)}")
+    step = make_train_step(
+        run.loss_fn, optimizer, seed=settings.seed, accumulate=settings.train.accumulate,
+        ema_decay=settings.optimizer.ema_decay,
+    )  # fmt: skip
+    with jax.set_mesh(run.mesh):
+        jitted = jax.jit(step, donate_argnums=0, out_shardings=(states.shardings(abstract), None))
+        plan = jitted.lower(abstract, run.batch_shapes).compile().memory_analysis()
+    sizes = {
+        "state": _device_bytes(abstract),
+        "batch": _device_bytes(run.batch_shapes),
+        "temporary": int(plan.temp_size_in_bytes),
+    }
+    sizes["peak"] = sum(sizes.values())
+    for name, size in sizes.items():
+        print(f"memory {name:<10} {size / 2**20:10.1f} MiB a device")
+    return sizes
+
+
+def _device_bytes(tree: Any) -> int:
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )

@@ -1,0 +1,77 @@
+"""Everything about an experiment that does not depend on its parameters' values."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from ml_collections import ConfigDict
+
+from jaxformer import data
+from jaxformer.models import Model
+from jaxformer.objectives import OBJECTIVES
+from jaxformer.parallel import mesh as meshes
+from jaxformer.train.experiment import Experiment, build, check_mesh, fill, make_model
+
+
+class Prepared(NamedTuple):
+    """An experiment with its mesh, data and model, ready to train, evaluate or generate."""
+
+    config: ConfigDict  # with every default filled in
+    experiment: Experiment
+    mesh: Mesh
+    dataset: data.Dataset
+    model: Model
+    loss_fn: Callable[..., Any]
+
+    @property
+    def param_shapes(self) -> Any:
+        """The parameters as shapes; nothing is allocated."""
+        return jax.eval_shape(self.model.init, jax.eval_shape(lambda: jax.random.key(0)))
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        return meshes.batch_sharding(self.mesh)
+
+    @property
+    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """One batch of the training split as shapes with their sharding."""
+        batch = self.dataset.train.batch(0, self.experiment.seed)
+        return {
+            name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.batch_sharding)
+            for name, x in batch.items()
+        }
+
+    @property
+    def can_generate(self) -> bool:
+        return self.experiment.goal == "causal_lm"
+
+    @property
+    def baseline(self) -> tuple[str, float] | None:
+        """What a model that looks at no context reaches: its name and its loss."""
+        if self.experiment.goal == "classify":
+            return None
+        return "unigram entropy", self.dataset.info.unigram_entropy
+
+
+def prepare(chosen: ConfigDict, *, say: Callable[[str], None]) -> Prepared:
+    """Checks the config, then loads the data and makes the model; cheap mistakes come first.
+
+    Raises:
+      UserError: anything that the user can mend.
+    """
+    experiment = build(chosen)
+    mesh = meshes.make(experiment.mesh)
+    check_mesh(experiment, tuple(mesh.shape.values()))
+    dataset = data.load(experiment.data, say=say)
+    model = make_model(experiment, dataset.info)
+    goal = OBJECTIVES[experiment.goal]
+    loss_fn = goal.make(experiment.objective, model, dataset.info)
+    whole = fill(chosen)
+    # What the data decided (the vocabulary, the classes) is kept with the run, so that its model
+    # can be made again without the data.
+    whole.model.update(dataclasses.asdict(model.config))
+    return Prepared(whole, experiment, mesh, dataset, model, loss_fn)

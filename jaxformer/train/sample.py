@@ -1,0 +1,83 @@
+"""A trained run without its data: what it writes, and where it looks.
+
+L layers, N heads, T tokens of a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxformer import data, generate
+from jaxformer.errors import UserError
+from jaxformer.models import FAMILIES, Model
+from jaxformer.train.experiment import build
+from jaxformer.train.prepare import Prepared
+
+
+class Speaker(NamedTuple):
+    """A model, its tokenizer, and how to draw from it."""
+
+    model: Model
+    tokenizer: data.Tokenizer
+    config: generate.Config
+
+    @classmethod
+    def of_run(cls, chosen: ConfigDict, workdir: Path) -> Speaker:
+        """Makes the speaker of a run from its saved config and its tokenizer."""
+        experiment = build(chosen)
+        model = FAMILIES[experiment.family].make(experiment.model)
+        return cls(model, data.load_tokenizer(workdir), experiment.generate)
+
+    def write(
+        self,
+        params: Any,
+        prompts: Sequence[str],
+        stream: Callable[[int, str], None] | None = None,
+    ) -> list[str]:
+        """Returns the continuation of each prompt.
+
+        Raises:
+          UserError: the model cannot write, or a prompt cannot be encoded or is too long.
+        """
+        tokens = generate.generate(
+            self.model,
+            params,
+            [self.tokenizer.encode(prompt) for prompt in prompts],
+            self.config,
+            stream=stream,
+            decode=self.tokenizer.decode,
+            eos_ids=[self.tokenizer.eos_id] if self.tokenizer.eos_id >= 0 else [],
+            bos_id=self.tokenizer.bos_id,
+        )
+        return [self.tokenizer.decode(row) for row in tokens]
+
+    def attention(self, params: Any, text: str) -> tuple[np.ndarray, list[str]]:
+        """Returns (weights_LNTS, the tokens as strings) of every layer and head on a text.
+
+        Raises:
+          UserError: a text without tokens, or longer than the model reads.
+        """
+        ids = self.tokenizer.encode(text, specials=self.tokenizer.cls_id >= 0)
+        if not 0 < len(ids) <= self.model.config.max_length:
+            raise UserError(
+                f"--text has {len(ids)} tokens; this model reads 1 to {self.model.config.max_length}"
+            )
+        batch = {"tokens": jnp.asarray([ids], jnp.int32)}
+        out = jax.jit(self.model.apply, static_argnames="return_attention")(
+            params, batch, return_attention=True
+        )
+        return np.asarray(out.attention_LBNTS[:, 0]), [self.tokenizer.decode([i], specials=True) for i in ids]
+
+
+def sample(run: Prepared, params: Any) -> list[tuple[str, str]]:
+    """Returns (prompt, continuation) for each prompt of the config; for the log."""
+    speaker = Speaker(run.model, run.dataset.tokenizer, run.experiment.generate)
+    prompts = speaker.config.prompts
+    return list(zip(prompts, speaker.write(params, prompts), strict=True))

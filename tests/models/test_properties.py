@@ -1,0 +1,183 @@
+"""What must hold for a model whatever its weights: the metamorphic tests of both families."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxformer.errors import UserError
+from jaxformer.models import decoder, encoder
+
+V, D, L, N = 53, 16, 2, 4
+B, T = 3, 10
+TOKENS = jnp.array(np.random.default_rng(0).integers(0, V, (B, T)), jnp.int32)
+GPT = dict(vocab_size=V, width=D, num_layers=L, num_heads=N, max_length=32)
+LLAMA = dict(
+    GPT, positions="rope", norm="rms_norm", gated=True, activation="silu", num_kv_heads=2,
+    bias=False, tie_embeddings=False, qk_norm=True, attention_soft_cap=20.0, logit_soft_cap=15.0,
+)  # fmt: skip
+
+
+def make(family=decoder, **keys):
+    model = family.make(family.Config(**keys))
+    params = model.init(jax.random.key(0))
+    # Away from the initial values, at which heads see everything nearly alike.
+    noise = iter(jax.random.split(jax.random.key(1), 100))
+    params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(noise), x.shape), params)
+    return model, params
+
+
+def close(a, b, tolerance=1e-5):
+    np.testing.assert_allclose(a, b, atol=tolerance * float(jnp.abs(b).max()), rtol=0)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rope", "sinusoidal", "alibi", "t5", "none"])
+def test_causal_by_gradient(positions):
+    """Logits at t depend on inputs up to t and on no later one."""
+    model, params = make(**{**GPT, "positions": positions})
+
+    def at(table_VD, t):
+        changed = {**params, "embed": {**params["embed"], "tokens": table_VD}}
+        return model.apply(changed, {"tokens": jnp.arange(T)[None]}).hidden_BTD[0, t].sum()
+
+    for t in (0, 4):
+        reached_V = jnp.abs(jax.grad(at)(params["embed"]["tokens"], t)).sum(axis=1) > 0
+        assert np.flatnonzero(reached_V).tolist() == list(range(t + 1))
+
+
+@pytest.mark.parametrize("keys", [GPT, LLAMA, {**GPT, "positions": "alibi"},
+                                  {**GPT, "positions": "t5"}])  # fmt: skip
+def test_decode_equals_forward(keys):
+    """Prefill of 4 tokens and then one at a time, against all at once."""
+    model, params = make(**keys)
+    whole = model.apply(params, {"tokens": TOKENS}).hidden_BTD
+    out = model.apply(params, {"tokens": TOKENS[:, :4]}, cache=model.init_cache(B, 16))
+    parts = [out.hidden_BTD]
+    step = jax.jit(model.apply)
+    for t in range(4, T):
+        out = step(params, {"tokens": TOKENS[:, t : t + 1]}, cache=out.cache)
+        parts.append(out.hidden_BTD)
+    close(jnp.concatenate(parts, axis=1), whole)
+
+
+def test_cached_left_padding_changes_nothing():
+    model, params = make(**LLAMA)
+    whole = model.apply(params, {"tokens": TOKENS}).hidden_BTD
+    pad = 5
+    tokens = jnp.pad(TOKENS, ((0, 0), (pad, 0)), constant_values=7)
+    segment_ids = (jnp.arange(T + pad) >= pad).astype(jnp.int32)[None].repeat(B, 0)
+    batch = {
+        "tokens": tokens,
+        "segment_ids": segment_ids,
+        "positions": jnp.maximum(jnp.cumsum(segment_ids, axis=1) - 1, 0),
+    }
+    out = model.apply(params, batch, cache=model.init_cache(B, 32))
+    close(out.hidden_BTD[:, pad:], whole)
+    # In the forward pass without a cache too.
+    close(model.apply(params, batch).hidden_BTD[:, pad:], whole)
+
+
+@pytest.mark.parametrize("family,keys", [(decoder, LLAMA), (encoder, {**GPT, "num_classes": 3})])
+def test_packed_equals_separate(family, keys):
+    """Two texts in one row, with segment ids and restarting positions, against one a row."""
+    model, params = make(family, **keys)
+    a, b = TOKENS[0, :6], TOKENS[1, :4]
+    packed = {
+        "tokens": jnp.concatenate([a, b])[None],
+        "segment_ids": jnp.array([[1] * 6 + [2] * 4]),
+        "positions": jnp.array([[*range(6), *range(4)]]),
+    }
+    hidden = model.apply(params, packed).hidden_BTD[0]
+    close(hidden[:6], model.apply(params, {"tokens": a[None]}).hidden_BTD[0])
+    close(hidden[6:], model.apply(params, {"tokens": b[None]}).hidden_BTD[0])
+
+
+@pytest.mark.parametrize("family,keys", [(decoder, GPT), (encoder, {**GPT, "num_classes": 3})])
+def test_padding_and_batch_mates_change_nothing(family, keys):
+    model, params = make(family, **keys)
+    lengths = jnp.array([10, 4, 7])
+    segment_ids = (jnp.arange(T) < lengths[:, None]).astype(jnp.int32)
+    batch = {"tokens": TOKENS, "segment_ids": segment_ids}
+    hidden = model.apply(params, batch).hidden_BTD
+    for row, length in enumerate(lengths.tolist()):
+        alone = model.apply(params, {"tokens": TOKENS[row : row + 1, :length]}).hidden_BTD[0]
+        close(hidden[row, :length], alone)
+    if family is encoder:
+        logits = model.classify(params, hidden, batch)
+        other = model.classify(params, hidden.at[1, 4:].set(99.0), batch)
+        close(other, logits)
+
+
+def gradients(model, params):
+    def loss(params):
+        return jnp.sum(model.apply(params, {"tokens": TOKENS}).hidden_BTD ** 2)
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+@pytest.mark.parametrize("changed", [{"remat": "full"}, {"remat": "dots"}, {"remat": "named"},
+                                     {"unroll": 1}, {"attention_backend": "chunked"}])  # fmt: skip
+def test_running_choices_do_not_change_the_function(changed):
+    """Remat, scan instead of unrolled layers and chunked attention: same loss, same gradient."""
+    model, params = make(**LLAMA)
+    other = decoder.make(decoder.Config(**{**LLAMA, **changed}))
+    loss, grads = gradients(model, params)
+    other_loss, other_grads = gradients(other, params)
+    close(other_loss, loss)
+    jax.tree.map(close, other_grads, grads)
+
+
+def test_jit_equals_no_jit():
+    model, params = make(**LLAMA)
+    loss, grads = gradients(model, params)
+    with jax.disable_jit():
+        other_loss, other_grads = gradients(model, params)
+    close(other_loss, loss)
+    jax.tree.map(close, other_grads, grads)
+
+
+def test_asked_for_intermediates():
+    """Weights sum to 1 and see no future; the first hidden state is the embedding."""
+    model, params = make(**GPT)
+    out = model.apply(params, {"tokens": TOKENS}, return_hidden=True, return_attention=True)
+    assert out.attention_LBNTS.shape == (L, B, N, T, T)
+    close(out.attention_LBNTS.sum(-1), jnp.ones((L, B, N, T)))
+    assert float(jnp.abs(jnp.triu(out.attention_LBNTS, 1)).max()) == 0.0
+    assert out.hidden_states_LBTD.shape == (L, B, T, D)
+    first = params["embed"]["tokens"][TOKENS] + params["embed"]["positions"][:T]
+    close(out.hidden_states_LBTD[0], first)
+    assert model.apply(params, {"tokens": TOKENS}).attention_LBNTS is None
+
+
+def test_dropout_only_with_a_key():
+    model, params = make(**GPT, dropout=0.5, attention_dropout=0.5)
+    batch = {"tokens": TOKENS}
+    still = model.apply(params, batch).hidden_BTD
+    close(model.apply(params, batch).hidden_BTD, still)
+    one = model.apply(params, batch, key=jax.random.key(1)).hidden_BTD
+    two = model.apply(params, batch, key=jax.random.key(2)).hidden_BTD
+    assert not np.allclose(one, still) and not np.allclose(one, two)
+
+
+def test_bfloat16_stays_near_float32():
+    model, params = make(**LLAMA)
+    half = decoder.make(decoder.Config(**LLAMA, compute_dtype="bfloat16"))
+    out = half.apply(params, {"tokens": TOKENS}).hidden_BTD
+    assert out.dtype == jnp.bfloat16
+    expected = model.apply(params, {"tokens": TOKENS}).hidden_BTD
+    assert float(jnp.abs(out - expected).mean() / jnp.abs(expected).mean()) < 0.03
+
+
+@pytest.mark.parametrize("keys,words", [
+    ({"num_heads": 7}, "num_heads=7 does not divide model.width=16"),
+    ({"num_kv_heads": 3}, "num_kv_heads=3 does not divide model.num_heads=4"),
+    ({"norm": "layernorm"}, "did you mean 'layer_norm'"),
+    ({"positions": "rope", "head_dim": 3}, "odd"),
+    ({"dropout": 1.0}, "[0, 1)"),
+])  # fmt: skip
+def test_bad_config_is_one_line(keys, words):
+    with pytest.raises(UserError) as error:
+        decoder.Config(**{**GPT, **keys})
+    assert words in str(error.value) and "\n" not in str(error.value)
