@@ -75,3 +75,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of an array of which every device holds a whole copy."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def describe(mesh: Mesh) -> str:
+    """Returns the mesh in words: "data=8 fsdp=1 tensor=1"."""
+    return " ".join(f"{axis}={size}" for axis, size in mesh.shape.items())

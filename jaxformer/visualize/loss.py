@@ -161,8 +161,11 @@ def _annotate(axes: Axes, ends: list[End], last_step: int) -> None:
     axes.set_xlim(0, last_step * 1.14)
     low, high = axes.get_ylim()
     line = 0.055 * (high - low)  # the height of a line of text
-    above = -np.inf
+    above, beside = -np.inf, -np.inf
     for end in sorted(ends, key=lambda end: end.value):
+        if abs(end.step - beside) > 0.14 * last_step:
+            above = -np.inf  # far from the text below it: no need to make room
+        beside = end.step
         text = f"{end.value:.3f}"
         if end.best < end.value:
             text += f"\nbest {end.best:.3f}\nat {end.best_step:,}"
