@@ -57,7 +57,11 @@ class Windows:
         self.position_T = np.arange(seq_len, dtype=np.int32)
 
     def gather(self, rows_R: np.ndarray, shifts_R: np.ndarray) -> Batch:
-        """Returns the batch of these rows (int64), each window moved right by its shift."""
+        """Returns the batch of these rows (int64), each window moved right by its shift.
+
+        Full training windows come without segment_ids and positions: attention then needs the
+        causal mask only, and positions are 0 … T-1 for all.
+        """
         T = self.seq_len
         start_R = np.minimum(rows_R * (self.stride or T) + shifts_R, len(self.windows) - 1)
         window_RT = self.windows[start_R].astype(np.int32)
@@ -72,7 +76,7 @@ class Windows:
             "weights": weight_RT.astype(np.float32),
         }
         if self.stride == 0 and self.real > T:
-            return batch  # full rows: without segments attention needs the causal mask only
+            return batch
         return {
             **batch,
             "segment_ids": (index_RT < self.real).astype(np.int32),

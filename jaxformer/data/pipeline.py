@@ -75,6 +75,7 @@ class Split:
         Returns:
           tokens, targets, segment_ids, positions [B, T] int32, weights [B, T] float32, rows [B]
           int32; labels [B] int32 if there are classes; token_types [B, T] int32 for pairs.
+          Training windows are full and alike: they have no segment_ids and no positions.
           In rows that fill up the last validation batch segment_ids and weights are 0, labels -1.
         """
         if step < 0 or not (self.training or step < self.num_batches):

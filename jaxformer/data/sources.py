@@ -77,7 +77,7 @@ def find(name: str, config: Config) -> Source:
       UserError: nothing there.
     """
     if name.startswith("hf:"):
-        return Source(name, "hf")
+        return _unpackaged(Source(name, "hf"), config)
     if name == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
         files = [Path(folder, file) for folder, file in _walk(root) if file.endswith(".py")]
@@ -103,7 +103,16 @@ def find(name: str, config: Config) -> Source:
         tuple(files),
         tuple(file.relative_to(root).as_posix() for file in files),
     )
-    return _limit(source, config) if source.kind == "text" else source
+    return _limit(source, config) if source.kind == "text" else _unpackaged(source, config)
+
+
+def _unpackaged(source: Source, config: Config) -> Source:
+    if config.labels == "package":
+        raise UserError(
+            f"data.labels='package' tells files' folders, but {source.name!r} is not one document "
+            "a file; use data.labels='field'"
+        )
+    return source
 
 
 def _walk(root: Path) -> Iterator[tuple[str, str]]:
