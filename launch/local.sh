@@ -102,14 +102,15 @@ install_torch() {
 }
 
 prepare() { # run | test
-  local extras want ready=$venv/.ready owner python=""
-  extras=$(device_extra)
-  want="$root $extras $(cat "$root/pyproject.toml" "$root/constraints.txt" | cksum)"
+  local device extras want ready=$venv/.ready owner python=""
+  device=$(device_extra)
+  want="$root $(cat "$root/pyproject.toml" "$root/constraints.txt" | cksum)"
   while :; do
     if [[ ! -e $busy ]]; then
       if [[ -e $ready && -x $venv/bin/python ]]; then
         case $(<"$ready") in
-          "$want $1" | "$want test") return ;; # what the tests need contains what a run needs
+          # What the tests need contains what a run needs, a device's build also runs on the CPU.
+          "$want $device"*" $1" | "$want $device"*" test") return ;;
           "$root "*) ;;
           *) rm -rf "$venv" ;; # made in another folder, whose name stands in its scripts
         esac
@@ -129,12 +130,13 @@ prepare() { # run | test
     fi
   done
   rm -f "$ready"
-  if [[ $1 == test ]]; then extras=${extras:+$extras,}test; fi
+  extras=$device
+  if [[ $1 == test ]]; then extras=${device:+$device,}test; fi
   say "installing into $venv${extras:+ with $extras} (once, about a minute)"
   make_venv "$python"
   install "$extras"
   if [[ $1 == test ]]; then install_torch; fi
-  echo "$want $1" >"$ready"
+  echo "$want ${device:-none} $1" >"$ready"
   rm -f "$busy"
 }
 
