@@ -117,6 +117,7 @@ def generate(
     in_blocks = stream is not None or bool(stop_texts)
     most = config.max_new_tokens
     until = min(BLOCK, most) if in_blocks else most
+    params = _unstack(model, params)
     state = _begin(
         model, options, params, tokens_BT, valid_BT, key, temperature, stop_ids_E, np.int32(until)
     )
@@ -238,6 +239,13 @@ def _left_pad(prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 def _rows(state: dict) -> list[list[int]]:
     tokens_BM, count_B = np.asarray(state["tokens"]), np.asarray(state["count"])
     return [row[:count].tolist() for row, count in zip(tokens_BM, count_B, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _unstack(model, params):
+    """The parameters with layers apart, once: sliced in the loop they would be copied each step."""
+    unstack = getattr(model, "unstack", None)
+    return params if unstack is None else unstack(params)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
