@@ -225,8 +225,10 @@ def test_config_is_built_from_a_mapping():
 
 @pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="needs datasets (hf)")
 @pytest.mark.parametrize("streaming", [False, True])
-def test_hugging_face(load, rows_file, streaming):
+def test_hugging_face(load, rows_file, tmp_path, streaming):
     """A local folder is a data set to the library: the same rows as by our own reader."""
+    (tmp_path / "set").mkdir()
+    rows_file = rows_file.rename(tmp_path / "set" / "rows.jsonl")
     source = f"hf:{rows_file.parent}@train"
     got = read(source, hf_streaming=streaming, labels="field", layout="padded")
     assert got == read(rows_file, labels="field", layout="padded")
