@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-ROUNDS = 6
+ROUNDS = 4
 
 
 def mix(x: Any) -> np.ndarray:
@@ -15,38 +16,37 @@ def mix(x: Any) -> np.ndarray:
     Args:
       x: uint64 array or scalar.
     """
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):  # of scalars; arrays wrap around silently
         x = np.asarray(x, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return np.asarray(x ^ (x >> np.uint64(31)))
 
 
-def permute(index: np.ndarray, count: int, key: np.ndarray) -> np.ndarray:
+def permute(index_R: np.ndarray, count: int, key_R: np.ndarray) -> np.ndarray:
     """Returns where a pseudo-random permutation of 0 … count-1 puts each index.
 
-    A Feistel network on the smallest even number of bits that holds `count`, walked until it falls
-    inside (Black and Rogaway 2002): no memory, whatever the count.
+    A Feistel network on pairs of digits to the base ceil(sqrt(count)), walked until it falls inside
+    (Black and Rogaway 2002, section 4): no memory, whatever the count.
 
     Args:
-      index: int64, in [0, count).
+      index_R: int64, in [0, count).
       count: how many are permuted.
-      key: uint64 of index's shape; equal keys are the same permutation.
+      key_R: uint64; equal keys are the same permutation.
     """
-    half = np.uint64(max(1, (max(1, count - 1).bit_length() + 1) // 2))
-    low = (np.uint64(1) << half) - np.uint64(1)
-    with np.errstate(over="ignore"):
-        turns = np.arange(ROUNDS, dtype=np.uint64).reshape(-1, *[1] * np.ndim(key))
-        keys = mix(key + turns)  # one for each round
-    value = np.array(index, np.uint64)
-    outside = np.ones(value.shape, bool)
-    while outside.any():
-        left, right = value[outside] >> half, value[outside] & low
-        for round_key in keys[:, outside]:
-            left, right = right, left ^ (mix(right ^ round_key) & low)
-        value[outside] = (left << half) | right
-        outside = value >= np.uint64(count)
-    return value.astype(np.int64)
+    base = np.uint64(math.isqrt(count - 1) + 1)
+    round_keys = mix(key_R + np.arange(ROUNDS, dtype=np.uint64)[:, None])
+    value_R = _rounds(index_R.astype(np.uint64), base, round_keys)
+    while (outside := value_R >= np.uint64(count)).any():
+        value_R[outside] = _rounds(value_R[outside], base, round_keys[:, outside])
+    return value_R.astype(np.int64)
+
+
+def _rounds(value_R: np.ndarray, base: np.uint64, round_keys: np.ndarray) -> np.ndarray:
+    left, right = np.divmod(value_R, base)
+    for key_R in round_keys:
+        left, right = right, (left + mix(right ^ key_R) % base) % base
+    return left * base + right
 
 
 def draw(

@@ -64,21 +64,21 @@ class Windows:
         """
         T = self.seq_len
         start_R = np.minimum(rows_R * (self.stride or T) + shifts_R, len(self.windows) - 1)
-        window_RT = self.windows[start_R].astype(np.int32)
+        window_RT = self.windows[start_R]
+        batch = {
+            "tokens": window_RT[:, :-1].astype(np.int32),
+            "targets": window_RT[:, 1:].astype(np.int32),
+        }
+        if self.stride == 0 and self.real > T:
+            return {**batch, "weights": np.ones((len(rows_R), T), np.float32)}
         index_RT = start_R[:, None] + self.position_T
         weight_RT = index_RT < self.real - 1
         if self.stride:
             scored_R = np.where(rows_R > 0, (rows_R - 1) * self.stride + T, 0)
             weight_RT &= index_RT >= scored_R[:, None]
-        batch = {
-            "tokens": np.ascontiguousarray(window_RT[:, :-1]),
-            "targets": np.ascontiguousarray(window_RT[:, 1:]),
-            "weights": weight_RT.astype(np.float32),
-        }
-        if self.stride == 0 and self.real > T:
-            return batch
         return {
             **batch,
+            "weights": weight_RT.astype(np.float32),
             "segment_ids": (index_RT < self.real).astype(np.int32),
             "positions": np.broadcast_to(self.position_T, (len(rows_R), T)),
         }
@@ -103,37 +103,52 @@ class Packed:
         self.pad = max(0, special.pad)
         start_P, length_P, last_P, _ = pieces(corpus.offsets_J, seq_len)
         row_P, column_P = pack(length_P, seq_len)
-        order_P = np.lexsort((column_P, row_P))
-        self.start_P, self.length_P = start_P[order_P], length_P[order_P]
-        self.column_P, self.last_P = column_P[order_P], last_P[order_P]
         self.num_rows = int(row_P.max(initial=-1)) + 1
+        # What is left of a row is one more piece, without a document: rows are then full.
+        filled_R = np.bincount(row_P, length_P, self.num_rows).astype(np.int64)
+        short_R = np.flatnonzero(filled_R < seq_len)
+        row_P = np.concatenate([row_P, short_R])
+        order_P = np.lexsort((np.concatenate([column_P, filled_R[short_R]]), row_P))
+        self.length_P = np.concatenate([length_P, seq_len - filled_R[short_R]])[order_P]
+        self.start_P = np.concatenate([start_P, np.full_like(short_R, -1)])[order_P]
+        self.last_P = np.concatenate([last_P, np.ones(len(short_R), bool)])[order_P]
         self.first_piece = np.searchsorted(row_P[order_P], np.arange(self.num_rows + 1))
         self.max_shift = 0
 
     def gather(self, rows_R: np.ndarray, shifts_R: np.ndarray) -> Batch:
         """Returns the batch of these rows; shifts are not used."""
-        R, T = len(rows_R), self.seq_len
+        shape = len(rows_R), self.seq_len
         count_R = self.first_piece[rows_R + 1] - self.first_piece[rows_R]
-        segment_S = ramp(count_R)  # S: the pieces of these rows
-        piece_S = np.repeat(self.first_piece[rows_R], count_R) + segment_S
-        length_S = self.length_P[piece_S]
-        column_S = np.repeat(np.arange(R) * T, count_R) + self.column_P[piece_S]
-        within_I = ramp(length_S)
-        source_I = np.repeat(self.start_P[piece_S], length_S) + within_I
-        target_I = np.repeat(column_S, length_S) + within_I
+        number_S = ramp(count_R)  # S: the pieces of these rows, I: their tokens, one after another
+        piece_S = np.repeat(self.first_piece[rows_R], count_R) + number_S
+        start_S, length_S = self.start_P[piece_S], self.length_P[piece_S]
+        stop_S = np.cumsum(length_S)
+        empty_S = start_S < 0
+        index_I = np.arange(len(rows_R) * self.seq_len)
+        source_I = np.repeat(start_S - (stop_S - length_S), length_S)
+        source_I += index_I
+        tokens_I = self.tokens_N.take(source_I, mode="clip").astype(np.int32)
+        source_I += 1
+        targets_I = self.tokens_N.take(source_I, mode="clip").astype(np.int32)
+        weights_I = np.ones(len(index_I), np.float32)
         # A document's last token has no next one; a cut piece's has, though in another row.
-        ends_S = column_S[self.last_P[piece_S]] + length_S[self.last_P[piece_S]] - 1
-
-        batch = _empty(R, T, self.pad)
-        batch["tokens"].ravel()[target_I] = self.tokens_N[source_I]
-        batch["weights"].ravel()[target_I] = 1.0
-        batch["weights"].ravel()[ends_S] = 0.0
-        next_I = self.tokens_N[np.minimum(source_I + 1, len(self.tokens_N) - 1)]
-        batch["targets"].ravel()[target_I] = next_I
-        batch["targets"].ravel()[ends_S] = self.pad
-        batch["segment_ids"].ravel()[target_I] = np.repeat(segment_S + 1, length_S)
-        batch["positions"].ravel()[target_I] = within_I
-        return batch
+        ends_S = stop_S[self.last_P[piece_S]] - 1
+        targets_I[ends_S], weights_I[ends_S] = self.pad, 0.0
+        for start, stop in zip((stop_S - length_S)[empty_S].tolist(), stop_S[empty_S].tolist()):
+            tokens_I[start:stop] = targets_I[start:stop] = self.pad
+            weights_I[start:stop] = 0.0
+        begin_S = np.where(empty_S, 0, stop_S - length_S).astype(np.int32)
+        positions_I = index_I.astype(np.int32) - np.repeat(begin_S, length_S)
+        segments_S = np.where(empty_S, 0, number_S + 1).astype(np.int32)
+        segments_I = np.repeat(segments_S, length_S)
+        positions_I *= segments_I > 0
+        return {
+            "tokens": tokens_I.reshape(shape),
+            "targets": targets_I.reshape(shape),
+            "weights": weights_I.reshape(shape),
+            "segment_ids": segments_I.reshape(shape),
+            "positions": positions_I.reshape(shape),
+        }
 
 
 class Padded:
