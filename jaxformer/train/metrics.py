@@ -6,6 +6,7 @@ Shapes: L layers, N heads, H head width, T time, V vocabulary, D model width.
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +46,9 @@ PEAKS: tuple[tuple[tuple[str, ...], float], ...] = (
     (("tpu", "v5", "lite"), 197e12),  # v5e
     (("tpu", "v5e"), 197e12),
     (("tpu", "v5"), 459e12),  # v5p
-    (("tpu", "v6"), 918e12),  # v6e
+    (("tpu", "v5p"), 459e12),
+    (("tpu", "v6", "lite"), 918e12),  # v6e
+    (("tpu", "v6e"), 918e12),
     (("tpu7x",), 1153.5e12),  # 2307 a chip, two cores
 )
 
@@ -58,13 +61,8 @@ def peak_flops(devices: Sequence[Any]) -> float | None:
     """
     total = 0.0
     for device in devices:
-        kind = device.device_kind.lower().replace("-", " ")
-        words = set(kind.replace("_", " ").split())
-        found = [
-            peak
-            for need, peak in PEAKS
-            if all(any(word.startswith(part) for word in words) for part in need)
-        ]
+        words = set(re.split(r"[\s_-]+", device.device_kind.lower()))
+        found = [peak for need, peak in PEAKS if words.issuperset(need)]
         if not found:
             return None
         total += found[0]

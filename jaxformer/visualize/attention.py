@@ -53,7 +53,7 @@ def attention_maps(
     labelled = max(T, S) <= MOST_LABELS and L * N <= MOST_LABELLED_MAPS
     size = max(1.7, 0.16 * max(T, S)) if labelled else max(0.9, min(2.0, 9.0 / max(L, N)))
     fig = figure(size * N + (1.9 if labelled else 1.4), size * L + (1.5 if labelled else 1.3))
-    grid = fig.subplots(L, N, squeeze=False, sharex=True, sharey=True)
+    grid = fig.subplots(L, N, squeeze=False)
     for layer in range(L):
         for head in range(N):
             axes = grid[layer, head]
@@ -74,8 +74,7 @@ def attention_maps(
             if head == 0:
                 axes.set_ylabel(f"layer {layer}", fontsize=9, color=INK)
     if labelled:
-        # A fixed-width face keeps spaces and brackets apart; shared axes take the labels along.
-        font = {"fontsize": 7, "family": "monospace", "color": INK}
+        font = {"fontsize": 7, "family": "monospace", "color": INK}  # keeps blanks and brackets
         for axes in grid[-1]:
             axes.set_xticks(range(S), [_visible(token) for token in tokens], rotation=90, **font)
         for axes in grid[:, 0]:
