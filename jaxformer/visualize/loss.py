@@ -65,12 +65,9 @@ def loss_curves(
             smooth = running_mean(values, max(1, steps.size // 40))
             axes.plot(steps, values, color=colour, alpha=0.22, linewidth=0.8, label="_raw")
             axes.plot(steps, smooth, color=colour, linewidth=1.8, label="train" if alone else name)
-            shown += [
-                *smooth[smooth.size // 50 :],
-                *np.quantile(
-                    values[np.isfinite(values)], [0.02] if np.isfinite(values).any() else []
-                ),
-            ]
+            shown += [*smooth[smooth.size // 50 :]]
+            finite = values[np.isfinite(values)]
+            shown += [float(np.quantile(finite, 0.02))] if finite.size else []
             last_step = max(last_step, int(steps[-1]))
         steps, values = _series(records, "validation", metric)
         if steps.size:
