@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.data import cache, order, sources, tokenizer_training, tokenizers
+from jaxformer.data import cache, documents, order, sources, tokenizer_training, tokenizers
 from jaxformer.data.config import Config
-from jaxformer.data.sources import Document, Source
+from jaxformer.data.documents import Document
+from jaxformer.data.sources import Source
 from jaxformer.errors import UserError, suggest
 
 TOGETHER = 1 << 22  # characters that are tokenised in one call
@@ -45,10 +46,10 @@ def choices(config: Config) -> list[Any]:
     """Returns the part of a config that decides what an entry of the cache holds."""
     rows = [config.text_field, config.text_pair_field, config.label_field, config.fields]
     limits = [config.snippet_lines, config.max_documents, config.max_bytes]
-    split = [config.split, config.validation_fraction, config.validation_source]
+    split = [config.split, config.validation_fraction]
     tokens: list[Any] = [config.tokenizer if tokenizer_file(config) is None else "file"]
     tokens += [config.layout == "padded", config.tokenizer == "char" and config.layout == "windows"]
-    return [config.source, rows, config.delimiter, config.labels, limits, split, tokens]
+    return [rows, config.delimiter, config.labels, limits, split, tokens]
 
 
 def fill(folder: Path, config: Config, found: list[Source], say: Callable) -> dict[str, Any]:
@@ -66,10 +67,10 @@ def fill(folder: Path, config: Config, found: list[Source], say: Callable) -> di
     began = time.monotonic()
     divide = _divider(config, found)
 
-    def documents(*splits: str) -> Iterator[tuple[str, Document]]:
+    def divided(*splits: str) -> Iterator[tuple[str, Document]]:
         return ((s, d) for s, d in divide() if s in splits)
 
-    tokenizer = _make_tokenizer(config, found, documents, say)
+    tokenizer = _make_tokenizer(config, found, divided, say)
     say(f"tokenising {', '.join(s.name for s in found)} ({config.tokenizer}) …")
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     writers: dict[str, cache.Writer] = {
@@ -77,7 +78,7 @@ def fill(folder: Path, config: Config, found: list[Source], say: Callable) -> di
     }
     classes: dict[str, int] = {}  # numbered as they come, renumbered by name below
     end = [] if config.layout == "padded" or tokenizer.eos_id < 0 else [tokenizer.eos_id]
-    for split, batch in _batches(documents(*SPLITS)):
+    for split, batch in _batches(divided(*SPLITS)):
         firsts = tokenizer.encode_batch([document.text for document in batch])
         parts = firsts
         if config.text_pair_field:
@@ -134,7 +135,7 @@ def _check(config: Config, found: list[Source], writers: dict, names: list[str])
 
 
 def _make_tokenizer(
-    config: Config, found: list[Source], documents: Callable, say: Callable
+    config: Config, found: list[Source], divided: Callable, say: Callable
 ) -> tokenizers.Tokenizer:
     file = tokenizer_file(config)
     if file is not None:
@@ -143,32 +144,32 @@ def _make_tokenizer(
         return tokenizers.ByteTokenizer()
     if config.tokenizer == "char":
         characters: set[str] = set()
-        for _, document in documents(*SPLITS):
+        for _, document in divided(*SPLITS):
             characters.update(document.text, document.pair)
         return tokenizers.CharTokenizer("".join(sorted(characters)), config.layout != "windows")
     kind, size = config.trained_tokenizer()  # type: ignore[misc]
-    sample = _sample(documents("train"), size * SAMPLE, found[0].size())
+    sample = _sample(divided("train"), size * SAMPLE, found[0].size())
     say(f"training a {kind} tokenizer of {size:,} tokens on {sum(map(len, sample)):,} characters …")
     return tokenizer_training.train(kind, size, sample)
 
 
-def _sample(documents: Iterator[tuple[str, Document]], wanted: int, size: int) -> list[str]:
+def _sample(divided: Iterator[tuple[str, Document]], wanted: int, size: int) -> list[str]:
     """Returns training texts of about `wanted` characters, from everywhere in `size` bytes (from
     the beginning, where the size is not known)."""
     share = wanted / max(size, wanted) * 2.0**64
     texts: list[str] = []
-    for _, document in documents:
+    for _, document in divided:
         if wanted > 0 and (not texts or int(order.mix(document.key)) <= share):
             texts += [text[:wanted] for text in (document.text, document.pair) if text]
             wanted -= len(document.text) + len(document.pair)
     return texts
 
 
-def _batches(documents: Iterator[tuple[str, Document]]) -> Iterator[tuple[str, list[Document]]]:
+def _batches(divided: Iterator[tuple[str, Document]]) -> Iterator[tuple[str, list[Document]]]:
     """Groups documents of one split until they have enough text for one call."""
     waiting: dict[str, list[Document]] = {split: [] for split in SPLITS}
     sizes = dict.fromkeys(SPLITS, 0)
-    for split, document in documents:
+    for split, document in divided:
         waiting[split].append(document)
         sizes[split] += len(document.text) + len(document.pair) + 64
         if sizes[split] > TOGETHER:
@@ -182,30 +183,30 @@ def _divider(config: Config, found: list[Source]) -> Callable[[], Iterator[tuple
     source = found[0]
     if len(found) == 2:
         return lambda: itertools.chain(
-            (("train", document) for document in sources.read(source, config)),
-            (("validation", document) for document in sources.read(found[1], config)),
+            (("train", document) for document in documents.read(source, config)),
+            (("validation", document) for document in documents.read(found[1], config)),
         )
     fraction = config.validation_fraction
     single = source.kind == "text" and len(source.files) == 1
     if config.split == "tail" or (config.split == "auto" and single):
         if single:
-            return lambda: _cut(sources.read(source, config), fraction)
-        count = sum(1 for _ in sources.read(source, config))
+            return lambda: _cut(documents.read(source, config), fraction)
+        count = sum(1 for _ in documents.read(source, config))
         held_out = max(1, round(count * fraction))
         return lambda: (
             ("train" if number < count - held_out else "validation", document)
-            for number, document in enumerate(sources.read(source, config))
+            for number, document in enumerate(documents.read(source, config))
         )
     chosen = _held_out(source, fraction)
     return lambda: (
         ("validation" if chosen(document.key) else "train", document)
-        for document in sources.read(source, config)
+        for document in documents.read(source, config)
     )
 
 
-def _cut(documents: Iterator[Document], fraction: float) -> Iterator[tuple[str, Document]]:
+def _cut(parts: Iterator[Document], fraction: float) -> Iterator[tuple[str, Document]]:
     """Divides one text (or its snippets, in order) at a character."""
-    whole = list(documents)
+    whole = list(parts)
     if len(whole) > 1:
         train = len(whole) - max(1, round(len(whole) * fraction))
         yield from (("train", document) for document in whole[:train])

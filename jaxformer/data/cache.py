@@ -14,8 +14,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -117,10 +117,11 @@ def lookup(cache: Path, stat_key: str) -> str:
 def remember(cache: Path, stat_key: str, entry: str) -> None:
     """Writes what `lookup` reads."""
     file = cache / "index" / f"{stat_key}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"entry": entry}))
-    os.replace(temporary, file)
+    with contextlib.suppress(OSError):  # without it the next start is slower, not wrong
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({"entry": entry}))
+        os.replace(temporary, file)
 
 
 def open_entry(cache: Path, entry: str) -> tuple[dict[str, Any], dict[str, Corpus]] | None:
@@ -180,7 +181,7 @@ def create(
     try:
         cache.mkdir(parents=True, exist_ok=True)
         _sweep(cache)
-        folder = Path(tempfile.mkdtemp(prefix=f"{entry}.tmp-", dir=cache))
+        folder = _temporary(cache, entry)
     except OSError as error:
         raise UserError(
             f"cannot write to the cache {cache} ({error.strerror}); set data.cache_dir"
@@ -197,7 +198,7 @@ def create(
             if opened is not None:
                 return opened
             with contextlib.suppress(OSError):  # a damaged one: out of the way, then try again
-                bad = Path(tempfile.mkdtemp(prefix=f"{entry}.tmp-", dir=cache))
+                bad = _temporary(cache, entry)
                 os.rename(cache / entry, bad / "damaged")
                 shutil.rmtree(bad, ignore_errors=True)
         raise UserError(f"the cache {cache / entry} cannot be made or read; remove it by hand")
@@ -205,6 +206,12 @@ def create(
         raise UserError(f"cannot write to the cache {cache}: {error.strerror or error}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary(cache: Path, entry: str) -> Path:
+    folder = cache / f"{entry}.tmp-{os.getpid()}-{secrets.token_hex(4)}"
+    folder.mkdir()  # with the user's umask: others may share the cache
+    return folder
 
 
 def _sweep(cache: Path) -> None:

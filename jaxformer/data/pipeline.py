@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxformer.data import build, cache, order, sources, tokenizers
 from jaxformer.data.config import Config
-from jaxformer.data.packing import Batch, Packed, Padded, Special, Windows
+from jaxformer.data.layouts import Batch, Packed, Padded, Special, Windows
 from jaxformer.errors import UserError
 
 
@@ -123,8 +123,9 @@ def load(config: Config, *, say: Callable[[str], None] = print) -> Dataset:
       UserError: no such file or field, no text, fewer rows than a batch.
     """
     folder = config.cache_folder()
-    named = [config.source] + [config.validation_source] * bool(config.validation_source)
-    found = [sources.find(name, config) for name in named]
+    found = [sources.find(config.source, config)]
+    if config.validation_source:
+        found.append(sources.find(config.validation_source, config, "data.validation_source"))
     file = build.tokenizer_file(config)
     choices = build.choices(config)
     made_of = [*found, *([sources.Source("", "tokenizer", (file,), ("",))] if file else [])]

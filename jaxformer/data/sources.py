@@ -1,21 +1,15 @@
-"""Where documents come from: the standard library, text files, rows of files, Hugging Face."""
+"""Where documents are, found without opening a file: the standard library, paths, globs, names."""
 
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
 import glob
-import gzip
 import hashlib
-import importlib.util
-import itertools
-import json
 import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from jaxformer.data.config import Config
 from jaxformer.errors import UserError, suggest
@@ -25,15 +19,6 @@ NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "
 ROWS = (".jsonl", ".csv", ".tsv")
 # A package is a class if it has enough text: files, so that both splits have some, and bytes.
 PACKAGE_FILES, PACKAGE_BYTES = 8, 1 << 17
-
-
-class Document(NamedTuple):
-    """One text; `key` is a hash of where it comes from, by which it goes to a split."""
-
-    text: str
-    key: int
-    pair: str = ""
-    label: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +50,21 @@ class Source:
         """Returns what changes when the content changes, on whatever machine."""
         hashes = []
         for file, name in zip(self.files, self.names):
-            with open(file, "rb") as stream:
-                hashes.append((name, hashlib.file_digest(stream, "sha256").hexdigest()))
+            try:
+                with open(file, "rb") as stream:
+                    hashes.append((name, hashlib.file_digest(stream, "sha256").hexdigest()))
+            except OSError as error:
+                raise UserError(f"cannot read {file}: {error.strerror}") from None
         return [self.kind, hashes] if self.files else [self.kind, self.name]
 
 
-def find(name: str, config: Config) -> Source:
+def find(name: str, config: Config, option: str = "data.source") -> Source:
     """Finds the files of a source, within the config's limits.
+
+    Args:
+      name: a path, a glob, "stdlib" or "hf:…".
+      config: with the limits, and whether files hold rows.
+      option: which key of the config the name is from, for messages.
 
     Raises:
       UserError: nothing there.
@@ -87,16 +80,15 @@ def find(name: str, config: Config) -> Source:
         pattern = os.path.expanduser(name)
         if os.path.isdir(pattern):
             raise UserError(
-                f"data.source={name!r} is a folder; give a glob such as "
-                f"'{name.rstrip('/')}/**/*.txt'"
+                f"{option}={name!r} is a folder; give a glob such as '{name.rstrip('/')}/**/*.txt'"
             )
         found = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
         files = [Path(file) for file in sorted(found) if os.path.isfile(file)]
         if not files:
-            raise UserError(f"data.source={name!r}: no such file{_neighbour(pattern)}")
+            raise UserError(f"{option}={name!r}: no such file{_neighbour(pattern)}")
         root = Path(os.path.commonpath([file.resolve().parent for file in files]))
         files = [file.resolve() for file in files]
-    rows = bool(config.fields or config.delimiter) or _suffix(files[0]) in ROWS
+    rows = bool(config.fields or config.delimiter) or suffix(files[0]) in ROWS
     source = Source(
         name,
         "rows" if rows and name != "stdlib" else "text",
@@ -121,7 +113,8 @@ def _walk(root: Path) -> Iterator[tuple[str, str]]:
         yield from ((folder, file) for file in sorted(files))
 
 
-def _suffix(file: Path) -> str:
+def suffix(file: Path) -> str:
+    """Returns a file's ending: .csv for x.CSV.gz."""
     return Path(file.name.removesuffix(".gz")).suffix.lower()
 
 
@@ -166,149 +159,3 @@ def _limit(source: Source, config: Config) -> Source:
 def key(text: str) -> int:
     """Returns 64 bits of a hash, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest())
-
-
-def read(source: Source, config: Config) -> Iterator[Document]:
-    """Yields the documents in order: none is empty; cut to snippets and limited as configured.
-
-    Raises:
-      UserError: a file that cannot be read, a field that it does not have.
-    """
-    reader = {"text": _texts, "rows": _rows, "hf": _hugging_face}[source.kind]
-    budget = config.max_bytes
-    # The files of a text source are limited before, in `find`.
-    most = config.max_documents if source.kind != "text" else 0
-    for document in itertools.islice(reader(source, config), most or None):
-        if config.max_bytes:
-            size = len(document.text.encode("utf-8", "replace"))
-            if size > budget:  # "ignore": the cut may fall within a character
-                text = document.text.encode("utf-8", "replace")[:budget].decode("utf-8", "ignore")
-                document = document._replace(text=text)
-            budget -= size
-        for snippet in _snippets(document, config.snippet_lines):
-            if snippet.text and (source.kind == "text" or not snippet.text.isspace()):
-                yield snippet
-        if config.max_bytes and budget <= 0:
-            return
-
-
-def _snippets(document: Document, lines: int) -> Iterator[Document]:
-    if not lines:
-        yield document
-        return
-    parts = document.text.splitlines(keepends=True)
-    for start in range(0, len(parts), lines):
-        text = "".join(parts[start : start + lines])
-        if not text.isspace():
-            yield document._replace(text=text)
-
-
-def _texts(source: Source, config: Config) -> Iterator[Document]:
-    for file, name in zip(source.files, source.names):
-        label = package(name) if config.labels == "package" else ""
-        yield Document(_content(file), key(name), label=label)
-
-
-def _content(file: Path) -> str:
-    try:
-        data = file.read_bytes()
-        data = gzip.decompress(data) if file.name.endswith(".gz") else data
-    except (OSError, EOFError) as error:
-        raise UserError(f"cannot read {file}: {error}") from None
-    return data.decode("utf-8-sig", "replace").replace("\r\n", "\n")
-
-
-def _rows(source: Source, config: Config) -> Iterator[Document]:
-    for file in source.files:
-        parse = _json_lines if _suffix(file) == ".jsonl" else _table
-        for number, row in parse(file, config):
-            yield _document(row, config, f"{file}:{number}")
-
-
-def _lines(file: Path) -> Iterator[str]:
-    """Yields the lines of a file with their ends, however long the file."""
-    opener: Any = gzip.open if file.name.endswith(".gz") else open
-    try:
-        with opener(file, "rt", encoding="utf-8-sig", errors="replace", newline="\n") as stream:
-            yield from stream
-    except (OSError, EOFError) as error:
-        raise UserError(f"cannot read {file}: {error}") from None
-
-
-def _json_lines(file: Path, config: Config) -> Iterator[tuple[int, dict]]:
-    for number, line in enumerate(_lines(file), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{file}:{number} is not JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{file}:{number} is not a JSON object with named fields")
-            yield number, row
-
-
-def _table(file: Path, config: Config) -> Iterator[tuple[int, dict]]:
-    names = list(config.fields)
-    rows: Iterator[list[str]]
-    if _suffix(file) == ".csv" and not config.delimiter:
-        rows = csv.reader(_lines(file))
-    else:  # no quoting: a quotation mark is a character like others
-        lines = (line.rstrip("\r\n") for line in _lines(file))
-        # The last column may hold the delimiter.
-        rows = (
-            line.split(config.delimiter or "\t", len(names) - 1 if names else -1) if line else []
-            for line in lines
-        )
-    for number, row in enumerate(rows, 1):
-        if not names:
-            names = [name.strip() for name in row]
-        elif row:
-            if len(row) < len(names):
-                raise UserError(
-                    f"{file}:{number} has {len(row)} columns, not {len(names)} "
-                    f"({', '.join(names)}); name a headerless file's columns with data.fields"
-                )
-            yield number, dict(zip(names, row))
-
-
-def _document(row: dict[str, Any], config: Config, where: str) -> Document:
-    def field(option: str) -> str:
-        name = getattr(config, option)
-        if name not in row:
-            raise UserError(
-                f"{where} has no field {name!r} (data.{option}); its fields: "
-                f"{', '.join(map(str, row))}{suggest(name, map(str, row))}"
-            )
-        if row[name] is None or isinstance(row[name], (dict, list)):
-            raise UserError(
-                f"{where}: field {name!r} (data.{option}) holds "
-                f"{type(row[name]).__name__}, not a text"
-            )
-        return str(row[name])
-
-    text = field("text_field")
-    pair = field("text_pair_field") if config.text_pair_field else ""
-    label = field("label_field").strip() if config.labels == "field" else ""
-    return Document(text, key(f"{text}\0{pair}"), pair, label)
-
-
-def _hugging_face(source: Source, config: Config) -> Iterator[Document]:
-    if importlib.util.find_spec("datasets") is None:
-        raise UserError(
-            f"data.source={source.name!r} needs the package datasets: pip install 'jaxformer[hf]'"
-        )
-    import datasets
-
-    path, _, split = source.name.removeprefix("hf:").partition("@")
-    name, _, subset = path.partition(":")
-    try:
-        rows = datasets.load_dataset(
-            name, subset or None, split=split or "train", streaming=config.hf_streaming
-        )
-        for number, row in enumerate(rows):
-            yield _document(row, config, f"{source.name} row {number}")
-    except UserError:
-        raise
-    except Exception as error:  # the hub raises dozens of kinds, most of them offline
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"cannot load {source.name}: {type(error).__name__}: {reason}") from None

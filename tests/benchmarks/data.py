@@ -8,7 +8,8 @@ same order, row by row as its documentation shows, and with rows fetched a batch
 positions. Tokenising: from texts to the cache's file, beside the tokenizers library's own
 `encode_batch` of the same texts with the same vocabulary, to lists of ids.
 
-The contents are compared before anything is timed. The sides take turns, a round each, so that both
+PyTorch is handed the order of the rows; ours is computed within the time that is measured. The
+contents are compared before anything is timed. The sides take turns, a round each, so that both
 see the same weather; medians are compared. All in one process; reading uses one core.
 """
 
@@ -27,8 +28,8 @@ from typing import Any
 import numpy as np
 
 from jaxformer import data
-from jaxformer.data import build, cache, order, sources
-from jaxformer.data.packing import Packed
+from jaxformer.data import build, cache, documents, order, sources
+from jaxformer.data.layouts import Packed
 
 BATCH, LENGTH, STEPS = 32, 1024, 40
 TARGET = 2e6  # tokens per second into batches
@@ -145,13 +146,13 @@ def tokenise_speed(folder: str, rounds: int, megabytes: float) -> dict[str, floa
         tokenizer="bpe:4096", cache_dir=folder, max_bytes=int(megabytes * 1e6), layout="packed"
     )
     tokenizer: Any = data.load(config, say=lambda line: None).tokenizer
-    texts = [d.text for d in sources.read(sources.find("stdlib", config), config)]
+    texts = [d.text for d in documents.read(sources.find("stdlib", config), config)]
     size = sum(len(text.encode()) for text in texts) / 1e6
 
     def ours(path: Path) -> cache.Writer:
         writer = cache.Writer(path, "train", tokenizer.vocab_size)
-        documents = (("train", sources.Document(text, 0)) for text in texts)
-        for _, batch in build._batches(documents):
+        divided = (("train", documents.Document(text, 0)) for text in texts)
+        for _, batch in build._batches(divided):
             parts = tokenizer.encode_batch([document.text for document in batch])
             writer.add(parts, [len(part) for part in parts], [-1] * len(parts), 0)
         writer.finish()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxformer import data
-from jaxformer.data import build, cache, sources
+from jaxformer.data import build, cache, documents, sources
 
 
 def everything(dataset):
@@ -31,7 +31,7 @@ def test_a_second_start_reads_no_text(load, folder, monkeypatch):
     def forbidden(*args, **kwargs):
         raise AssertionError("read again")
 
-    monkeypatch.setattr(sources, "read", forbidden)
+    monkeypatch.setattr(documents, "read", forbidden)
     monkeypatch.setattr(sources.Source, "content_key", forbidden)
     monkeypatch.setattr(build, "fill", forbidden)
     second = load(f"{folder}/*/*.txt", tokenizer="bpe:300")

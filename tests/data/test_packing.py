@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.data.cache import Corpus
-from jaxformer.data.packing import Packed, Padded, Special, Windows, pack, pieces, ramp
+from jaxformer.data.layouts import Packed, Padded, Special, Windows
+from jaxformer.data.packing import pack, pieces, ramp
 
 SPECIAL = Special(pad=0, cls=1, sep=2)
 lengths = st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(any)

@@ -11,14 +11,14 @@ import pytest
 
 from jaxformer import data
 from jaxformer.config import build
-from jaxformer.data import sources
+from jaxformer.data import documents, sources
 from jaxformer.errors import UserError
 from tests.data.conftest import prose
 
 
 def read(source, **config):
     config = data.Config(source=str(source), **config)
-    return list(sources.read(sources.find(config.source, config), config))
+    return list(documents.read(sources.find(config.source, config), config))
 
 
 def write_rows(path, rows):
@@ -165,6 +165,7 @@ BAD = [  # config, what the line must name
     ({"source": "{folder}/left/00.tx"}, "did you mean '00.txt'"),
     ({"source": "{folder}"}, r"is a folder; give a glob"),
     ({"source": "{folder}/*.none"}, "no such file"),
+    ({"validation_source": "none.txt"}, "data.validation_source='none.txt': no such file"),
     ({"source": "{rows}", "text_field": "txt"}, r"rows.jsonl:1 has no field 'txt'.*text, label"),
     (
         {"source": "{rows}", "labels": "field", "label_field": "lable", "layout": "padded"},
@@ -239,6 +240,6 @@ def test_hugging_face(load, rows_file, tmp_path, streaming):
 
 
 def test_hugging_face_without_the_package(monkeypatch):
-    monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(documents.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"jaxformer\[hf\]"):
         read("hf:glue:sst2@validation")
