@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 import zlib
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.data import cache, documents, order, sources, tokenizer_training, tokenizers
+from jaxformer.data import cache, order, splits, tokenizer_training, tokenizers
 from jaxformer.data.config import Config
 from jaxformer.data.documents import Document
 from jaxformer.data.sources import Source
@@ -20,7 +19,6 @@ from jaxformer.errors import UserError, suggest
 
 TOGETHER = 1 << 22  # characters that are tokenised in one call
 SAMPLE = 1024  # characters for each token of the vocabulary that a tokenizer is trained on
-SPLITS = ("train", "validation")
 
 
 def tokenizer_file(config: Config) -> Path | None:
@@ -65,7 +63,7 @@ def fill(folder: Path, config: Config, found: list[Source], say: Callable) -> di
       UserError: an empty split, and whatever is wrong with a file.
     """
     began = time.monotonic()
-    divide = _divider(config, found)
+    divide = splits.divider(config, found)
 
     def divided(*splits: str) -> Iterator[tuple[str, Document]]:
         return ((s, d) for s, d in divide() if s in splits)
@@ -74,11 +72,11 @@ def fill(folder: Path, config: Config, found: list[Source], say: Callable) -> di
     say(f"tokenising {', '.join(s.name for s in found)} ({config.tokenizer}) …")
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     writers: dict[str, cache.Writer] = {
-        split: cache.Writer(folder, split, tokenizer.vocab_size) for split in SPLITS
+        split: cache.Writer(folder, split, tokenizer.vocab_size) for split in splits.SPLITS
     }
     classes: dict[str, int] = {}  # numbered as they come, renumbered by name below
     end = [] if config.layout == "padded" or tokenizer.eos_id < 0 else [tokenizer.eos_id]
-    for split, batch in _batches(divided(*SPLITS)):
+    for split, batch in grouped(divided(*splits.SPLITS)):
         firsts = tokenizer.encode_batch([document.text for document in batch])
         parts = firsts
         if config.text_pair_field:
@@ -96,11 +94,11 @@ def fill(folder: Path, config: Config, found: list[Source], say: Callable) -> di
     renumber = np.array([names.index(name) for name in classes] + [-1], np.int32)
     for writer in writers.values():
         writer.labels = renumber[writer.labels].tolist()
-    splits = {split: writer.finish() for split, writer in writers.items()}
-    tokens = sum(about["tokens"] for about in splits.values())
+    finished = {split: writer.finish() for split, writer in writers.items()}
+    tokens = sum(about["tokens"] for about in finished.values())
     say(f"tokenised {tokens:,} tokens in {time.monotonic() - began:.1f} s; kept in the cache")
     return {
-        "splits": splits,
+        "splits": finished,
         "class_names": names,
         "vocab_size": tokenizer.vocab_size,
         "specials": tokenizer.specials,
@@ -118,7 +116,7 @@ def _natural(name: str) -> tuple[float, str]:
 
 def _check(config: Config, found: list[Source], writers: dict, names: list[str]) -> None:
     train, validation = (
-        len(writers[split].lengths) * bool(writers[split].counts_V.any()) for split in SPLITS
+        len(writers[split].lengths) * bool(writers[split].counts_V.any()) for split in splits.SPLITS
     )
     if not train + validation:
         raise UserError(f"data.source={found[0].name!r} holds no text")
@@ -144,7 +142,7 @@ def _make_tokenizer(
         return tokenizers.ByteTokenizer()
     if config.tokenizer == "char":
         characters: set[str] = set()
-        for _, document in divided(*SPLITS):
+        for _, document in divided(*splits.SPLITS):
             characters.update(document.text, document.pair)
         return tokenizers.CharTokenizer("".join(sorted(characters)), config.layout != "windows")
     kind, size = config.trained_tokenizer()  # type: ignore[misc]
@@ -165,10 +163,10 @@ def _sample(divided: Iterator[tuple[str, Document]], wanted: int, size: int) -> 
     return texts
 
 
-def _batches(divided: Iterator[tuple[str, Document]]) -> Iterator[tuple[str, list[Document]]]:
+def grouped(divided: Iterator[tuple[str, Document]]) -> Iterator[tuple[str, list[Document]]]:
     """Groups documents of one split until they have enough text for one call."""
-    waiting: dict[str, list[Document]] = {split: [] for split in SPLITS}
-    sizes = dict.fromkeys(SPLITS, 0)
+    waiting: dict[str, list[Document]] = {split: [] for split in splits.SPLITS}
+    sizes = dict.fromkeys(splits.SPLITS, 0)
     for split, document in divided:
         waiting[split].append(document)
         sizes[split] += len(document.text) + len(document.pair) + 64
@@ -176,64 +174,3 @@ def _batches(divided: Iterator[tuple[str, Document]]) -> Iterator[tuple[str, lis
             yield split, waiting[split]
             waiting[split], sizes[split] = [], 0
     yield from ((split, batch) for split, batch in waiting.items() if batch)
-
-
-def _divider(config: Config, found: list[Source]) -> Callable[[], Iterator[tuple[str, Document]]]:
-    """Returns what yields every document with the name of its split."""
-    source = found[0]
-    if len(found) == 2:
-        return lambda: itertools.chain(
-            (("train", document) for document in documents.read(source, config)),
-            (("validation", document) for document in documents.read(found[1], config)),
-        )
-    fraction = config.validation_fraction
-    single = source.kind == "text" and len(source.files) == 1
-    if config.split == "tail" or (config.split == "auto" and single):
-        if single:
-            return lambda: _cut(documents.read(source, config), fraction)
-        count = sum(1 for _ in documents.read(source, config))
-        held_out = max(1, round(count * fraction))
-        return lambda: (
-            ("train" if number < count - held_out else "validation", document)
-            for number, document in enumerate(documents.read(source, config))
-        )
-    chosen = _held_out(source, fraction)
-    return lambda: (
-        ("validation" if chosen(document.key) else "train", document)
-        for document in documents.read(source, config)
-    )
-
-
-def _cut(parts: Iterator[Document], fraction: float) -> Iterator[tuple[str, Document]]:
-    """Divides one text (or its snippets, in order) at a character."""
-    whole = list(parts)
-    if len(whole) > 1:
-        train = len(whole) - max(1, round(len(whole) * fraction))
-        yield from (("train", document) for document in whole[:train])
-        yield from (("validation", document) for document in whole[train:])
-    elif whole:
-        at = int(len(whole[0].text) * (1 - fraction))
-        for split, text in zip(SPLITS, (whole[0].text[:at], whole[0].text[at:])):
-            if text:
-                yield split, whole[0]._replace(text=text)
-
-
-def _held_out(source: Source, fraction: float) -> Callable[[int], bool]:
-    """Returns which documents' keys are validation.
-
-    Rows are many, and equal ones must stay together: the keys below the fraction. Files may be
-    few: those with the smallest keys, as many as the fraction says, and from each package alike
-    (whatever the labels, so that a model which is fine-tuned to tell packages was not pretrained
-    on the files that test it).
-    """
-    if source.kind != "text":
-        return lambda key: key < fraction * 2.0**64
-    packages: dict[str, list[int]] = {}
-    for name in source.names:
-        packages.setdefault(sources.package(name), []).append(sources.key(name))
-    few = [keys for keys in packages.values() if len(keys) < sources.PACKAGE_FILES]
-    groups = [keys for keys in packages.values() if len(keys) >= sources.PACKAGE_FILES]
-    chosen: set[int] = set()
-    for keys in [*groups, list(itertools.chain(*few))]:
-        chosen.update(sorted(keys)[: max(1, round(len(keys) * fraction))])
-    return chosen.__contains__

@@ -152,7 +152,7 @@ def tokenise_speed(folder: str, rounds: int, megabytes: float) -> dict[str, floa
     def ours(path: Path) -> cache.Writer:
         writer = cache.Writer(path, "train", tokenizer.vocab_size)
         divided = (("train", documents.Document(text, 0)) for text in texts)
-        for _, batch in build._batches(divided):
+        for _, batch in build.grouped(divided):
             parts = tokenizer.encode_batch([document.text for document in batch])
             writer.add(parts, [len(part) for part in parts], [-1] * len(parts), 0)
         writer.finish()
