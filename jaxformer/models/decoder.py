@@ -84,9 +84,9 @@ def make(config: Config) -> Model:
         x_BTD = embed.apply({"params": params["embed"]}, tokens_BT, positions_BT, key=keys[0])
         out = stack.apply(
             block, params["layers"], x_BTD,
-            cache=None if cache is None else {"k": cache["k"], "v": cache["v"]},
-            index=index, key=keys[1], return_hidden=return_hidden,
+            cache=cache, index=index, key=keys[1], return_hidden=return_hidden,
             return_attention=return_attention, mask=mask, rotary=rotary(config, positions_BT),
+            segment_ids_BT=segment_ids if config.short_conv else None,
             bias=relative.apply({"params": params.get("relative", {})}, 0 if index is None else index),
         )  # fmt: skip
         hidden = final_norm.apply({"params": params.get("final_norm", {})}, out.x_BTD)
@@ -107,11 +107,16 @@ def make(config: Config) -> Model:
         return classifier.apply({"params": params["classifier"]}, pooled_BD)
 
     def init_cache(batch_size: int, max_length: int) -> dict:
-        shape = (config.num_layers, batch_size, max_length, config.kv_heads, config.per_head)
+        shape = (batch_size, config.kv_heads, max_length, config.per_head)
         dtype = jnp.dtype(config.compute_dtype)
+        recent = ()
+        if config.short_conv:
+            past = (batch_size, config.short_conv - 1, config.width)
+            recent = (jnp.zeros(past, dtype),) * (1 if config.parallel_residual else 2)
         return {
-            "k": jnp.zeros(shape, dtype),
-            "v": jnp.zeros(shape, dtype),
+            "k": tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
+            "v": tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
+            "history": tuple(recent for _ in range(config.num_layers)),
             "valid": jnp.zeros((batch_size, max_length), bool),
             "index": jnp.zeros((), jnp.int32),
         }

@@ -46,6 +46,8 @@ class Config(TransformerConfig):
     def __post_init__(self):
         super().__post_init__()
         one_of(self.pooling, POOLING, "model.pooling")
+        if self.short_conv:
+            raise UserError("model.short_conv is causal; an encoder has none: set it to 0")
 
 
 _BERT = dict(vocab_size=30522, num_token_types=2)

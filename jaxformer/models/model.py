@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import ops
+from jaxformer.modules import stack
 
 Params = Any
 Batch = dict[str, jax.Array]
@@ -45,6 +46,10 @@ class Model(NamedTuple):
     unembed: Callable[[Params, jax.Array], tuple[jax.Array, jax.Array, jax.Array | None]]
     classify: Callable[[Params, jax.Array, Batch], jax.Array]
     init_cache: Callable[[int, int], Any]
+
+    def unstack(self, params: Params) -> Params:
+        """Returns params with separate layers, for `apply` with a cache: call it before a loop."""
+        return {**params, "layers": stack.unstack(params["layers"])}
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Returns the logits [..., V] in float32 of hidden states [..., D]."""

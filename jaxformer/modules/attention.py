@@ -15,18 +15,27 @@ from jaxformer.modules.config import TransformerConfig
 
 
 class KeyValues(NamedTuple):
-    """One layer's cache: keys and values of all positions so far, and where the next ones go."""
+    """One layer's cache: keys and values of all positions so far, and where the next ones go.
 
-    k_BSKH: jax.Array
-    v_BSKH: jax.Array
+    Heads stand before positions, so that the matmuls of a decode step read it as it lies.
+    """
+
+    k_BKSH: jax.Array
+    v_BKSH: jax.Array
     index: jax.Array  # int32 scalar
+    history_BPD: tuple[jax.Array, ...] = ()  # the last inputs of the block's short convolutions
 
     def append(self, k_BTKH: jax.Array, v_BTKH: jax.Array) -> KeyValues:
         """Returns the cache with T more positions written at `index`."""
-        at = (0, self.index, 0, 0)
-        k_BSKH = jax.lax.dynamic_update_slice(self.k_BSKH, k_BTKH.astype(self.k_BSKH.dtype), at)
-        v_BSKH = jax.lax.dynamic_update_slice(self.v_BSKH, v_BTKH.astype(self.v_BSKH.dtype), at)
-        return KeyValues(k_BSKH, v_BSKH, self.index + k_BTKH.shape[1])
+
+        def write(old_BKSH: jax.Array, new_BTKH: jax.Array) -> jax.Array:
+            new_BKTH = new_BTKH.swapaxes(1, 2).astype(old_BKSH.dtype)
+            return jax.lax.dynamic_update_slice(old_BKSH, new_BKTH, (0, 0, self.index, 0))
+
+        k_BKSH, v_BKSH = write(self.k_BKSH, k_BTKH), write(self.v_BKSH, v_BTKH)
+        return self._replace(
+            k_BKSH=k_BKSH, v_BKSH=v_BKSH, index=self.index + k_BTKH.shape[1]
+        )
 
 
 class Rotary(NamedTuple):
@@ -87,7 +96,7 @@ class Attention(nn.Module):
             q_BTNH, k_BSKH = turn(q_BTNH), turn(k_BSKH)
         if cache is not None:
             cache = cache.append(k_BSKH, v_BSKH)
-            k_BSKH, v_BSKH = cache.k_BSKH, cache.v_BSKH
+            k_BSKH, v_BSKH = cache.k_BKSH.swapaxes(1, 2), cache.v_BKSH.swapaxes(1, 2)
 
         result = ops.attention(
             q_BTNH,
@@ -95,6 +104,7 @@ class Attention(nn.Module):
             v_BSKH.astype(q_BTNH.dtype),
             mask=mask,
             bias=bias,
+            scale=c.attention_scale or None,
             soft_cap=c.attention_soft_cap or None,
             dropout_rate=c.attention_dropout if key is not None else 0.0,
             key=key,

@@ -24,10 +24,12 @@ class TransformerConfig:
     0: D / N), feed_forward (F; 0: 4 D), max_length (tokens; rows of a learned position table).
 
     Block: norm_position "pre" or "post"; norm (see NORMS) with norm_scale and norm_bias or without,
-    norm_epsilon; qk_norm (Henry 2020) normalises each head's query and key; attention_soft_cap and
+    norm_epsilon; qk_norm (Henry 2020) normalises each head's query and key; attention_scale
+    multiplies their products (0: 1 / sqrt(H)); attention_soft_cap and
     logit_soft_cap (Gemma 2) squash by cap * tanh(x / cap), 0 is off; bias adds biases to the
     attention's and the feed-forward's matmuls; activation (ops.ffn.ACTIVATIONS), gated (GLU,
-    Shazeer 2020); parallel_residual (GPT-J): attention and feed-forward read the same input;
+    Shazeer 2020); short_conv: width of a causal depthwise convolution on the normed input of
+    attention and of feed-forward (after Primer, So 2021; 0 is off); parallel_residual (GPT-J): attention and feed-forward read the same input;
     zero_init_output starts each block as the identity.
 
     Positions: positions (see POSITIONS), rope_base, rope_scaling ("", "linear", "ntk", "yarn",
@@ -55,11 +57,13 @@ class TransformerConfig:
     norm_bias: bool = True
     norm_epsilon: float = 1e-5
     qk_norm: bool = False
+    attention_scale: float = 0.0
     attention_soft_cap: float = 0.0
     logit_soft_cap: float = 0.0
     bias: bool = True
     activation: str = "gelu_tanh"
     gated: bool = False
+    short_conv: int = 0
     parallel_residual: bool = False
     zero_init_output: bool = False
     init_std: float = 0.02
@@ -104,6 +108,12 @@ class TransformerConfig:
         one_of(self.remat, REMAT, "model.remat")
         one_of(self.compute_dtype, DTYPES, "model.compute_dtype")
         one_of(self.rope_scaling, ("", "linear", "ntk", "yarn", "llama3"), "model.rope_scaling")
+        if self.short_conv and self.norm_position != "pre":
+            raise UserError("model.short_conv stands after a pre-norm; set model.norm_position=pre")
+        if self.rope_scaling_factor < 1:
+            raise UserError(
+                f"model.rope_scaling_factor={self.rope_scaling_factor} must be at least 1"
+            )
         for key in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, key) < 1.0:
                 raise UserError(f"model.{key}={getattr(self, key)} must be in [0, 1)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jaxformer.modules.attention import KeyValues
 from jaxformer.modules.block import Block
@@ -21,7 +22,7 @@ class Stacked(NamedTuple):
     """What a stack returns; the optional parts are None unless asked for."""
 
     x_BTD: jax.Array
-    cache: Any = None  # {"k", "v"}: [L, B, S, K, H]
+    cache: Any = None  # {"k", "v"}: L arrays of [B, K, S, H]; {"history"}
     hidden_states_LBTD: jax.Array | None = None  # the input of each block
     attention_LBNTS: jax.Array | None = None
 
@@ -48,9 +49,10 @@ def apply(
 
     Args:
       block: the block that all layers share.
-      params: stacked parameters, from `init`.
+      params: stacked parameters, from `init`, or a tuple of L trees, from `unstack`.
       x_BTD: the stream's input.
-      cache: {"k", "v"} of [L, B, S, K, H], or None.
+      cache: {"k", "v"}, tuples of L arrays [B, K, S, H], and {"history"}, a tuple of what each
+        layer's short convolutions saw last; or None.
       index: where in the cache this call's keys go (with `cache`).
       key: dropout's key, or None: no dropout. Layer l uses the l-th split.
       return_hidden: also return the input of each block.
@@ -59,20 +61,50 @@ def apply(
     """
     config = block.config
     keys = None if key is None else jax.random.split(key, config.num_layers)
+    asked = {"return_weights": return_attention, **inputs}
 
-    def body(x, layer):
-        layer_params, layer_cache, layer_key = layer
-        kept = None if layer_cache is None else KeyValues(layer_cache["k"], layer_cache["v"], index)
-        y, kept, weights = block.apply(
-            {"params": layer_params}, x, cache=kept, key=layer_key,
-            return_weights=return_attention, **inputs,
-        )  # fmt: skip
-        kept = None if kept is None else {"k": kept.k_BSKH, "v": kept.v_BSKH}
-        return constrain_batch(y), (kept, x if return_hidden else None, weights)
+    def layer(x, layer_params, layer_key, kept):
+        return block.apply({"params": layer_params}, x, cache=kept, key=layer_key, **asked)
+
+    def body(x, of_layer):
+        y, _, weights = layer(x, *of_layer, None)
+        return constrain_batch(y), (x if return_hidden else None, weights)
+
+    if cache is not None:
+        # Separate layers: a scan would copy the whole cache, and slice all weights, at every step.
+        layers, kept, hidden, weights = unstack(params), [], [], []
+        for i in range(config.num_layers):
+            hidden.append(x_BTD)
+            entry = KeyValues(cache["k"][i], cache["v"][i], index, cache["history"][i])
+            x_BTD, entry, w = layer(x_BTD, layers[i], None if keys is None else keys[i], entry)
+            kept.append(entry)
+            weights.append(w)
+        return Stacked(
+            x_BTD,
+            {
+                "k": tuple(entry.k_BKSH for entry in kept),
+                "v": tuple(entry.v_BKSH for entry in kept),
+                "history": tuple(entry.history_BPD for entry in kept),
+            },
+            jnp.stack(hidden) if return_hidden else None,
+            jnp.stack(weights) if return_attention else None,
+        )
 
     if config.remat != "none":
         body = jax.checkpoint(body, policy=POLICIES[config.remat], prevent_cse=False)
-    x_BTD, (cache, hidden, weights) = jax.lax.scan(
-        body, constrain_batch(x_BTD), (params, cache, keys), unroll=config.unroll or config.num_layers
+    x_BTD, (hidden, weights) = jax.lax.scan(
+        body, constrain_batch(x_BTD), (params, keys), unroll=config.unroll or config.num_layers
     )
-    return Stacked(x_BTD, cache, hidden, weights)
+    return Stacked(x_BTD, None, hidden, weights)
+
+
+def unstack(params: Any) -> tuple[Any, ...]:
+    """Returns stacked parameters as a tuple of one tree a layer; a tuple is returned as it is.
+
+    A decode loop does this once before it begins, for inside it each step would copy all weights.
+    """
+    if isinstance(params, tuple):
+        return params
+    num_layers = jax.tree.leaves(params)[0].shape[0]
+    layers = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(num_layers))
+    return jax.lax.optimization_barrier(layers)  # or XLA moves the slices back into the loop

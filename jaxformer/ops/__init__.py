@@ -6,6 +6,7 @@
 
 from jaxformer.ops import masks
 from jaxformer.ops.attention import attention
+from jaxformer.ops.convolution import short_conv
 from jaxformer.ops.dropout import dropout
 from jaxformer.ops.embeddings import embed
 from jaxformer.ops.ffn import ACTIVATIONS, feed_forward, gated_feed_forward
@@ -33,6 +34,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_frequencies",
+    "short_conv",
     "sinusoidal",
     "t5_bucket",
     "t5_relative_bias",

@@ -5,6 +5,7 @@ L layers, N heads, T tokens of a text.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +33,11 @@ class Speaker(NamedTuple):
     def of_run(cls, chosen: ConfigDict, workdir: Path) -> Speaker:
         """Makes the speaker of a run from its saved config and its tokenizer."""
         experiment = build(chosen)
-        model = FAMILIES[experiment.family].make(experiment.model)
-        return cls(model, data.load_tokenizer(workdir), experiment.generate)
+        return cls(
+            _writer(experiment.family, experiment.model),
+            data.load_tokenizer(workdir),
+            experiment.generate,
+        )
 
     def write(
         self,
@@ -78,6 +82,14 @@ class Speaker(NamedTuple):
 
 def sample(run: Prepared, params: Any) -> list[tuple[str, str]]:
     """Returns (prompt, continuation) for each prompt of the config; for the log."""
-    speaker = Speaker(run.model, run.dataset.tokenizer, run.experiment.generate)
+    model = _writer(run.experiment.family, run.model.config)
+    speaker = Speaker(model, run.dataset.tokenizer, run.experiment.generate)
     prompts = speaker.config.prompts
     return list(zip(prompts, speaker.write(params, prompts), strict=True))
+
+
+def _writer(family: str, config: Any) -> Model:
+    """Returns the model; on CPU in float32, for XLA's bf16 matrix times vector is far slower."""
+    if jax.default_backend() == "cpu":
+        config = dataclasses.replace(config, compute_dtype="float32")
+    return FAMILIES[family].make(config)

@@ -139,9 +139,19 @@ def test_llama(tokens):
     }
     model = decoder.make(
         decoder.Config(
-            vocab_size=V, width=D, num_layers=L, num_heads=N, num_kv_heads=K, feed_forward=F,
-            norm="rms_norm", norm_epsilon=1e-6, bias=False, activation="silu", gated=True,
-            positions="rope", tie_embeddings=False,
+            vocab_size=V,
+            width=D,
+            num_layers=L,
+            num_heads=N,
+            num_kv_heads=K,
+            feed_forward=F,
+            norm="rms_norm",
+            norm_epsilon=1e-6,
+            bias=False,
+            activation="silu",
+            gated=True,
+            positions="rope",
+            tie_embeddings=False,
         )  # fmt: skip
     )
     same_tree(model, params)

@@ -181,3 +181,25 @@ def test_bad_config_is_one_line(keys, words):
     with pytest.raises(UserError) as error:
         decoder.Config(**{**GPT, **keys})
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+SHORT = dict(LLAMA, short_conv=4)
+
+
+def test_short_convolution_decodes_packs_and_stays_causal():
+    """Its filter sees the last tokens of the same text only: cached, packed or left-padded."""
+    test_decode_equals_forward(SHORT)
+    test_packed_equals_separate(decoder, SHORT)
+    model, params = make(**SHORT)
+    whole = model.apply(params, {"tokens": TOKENS}).hidden_BTD
+    changed = TOKENS.at[:, 6:].set(1)
+    close(model.apply(params, {"tokens": changed}).hidden_BTD[:, :6], whole[:, :6])
+    pad = 5
+    segment_ids = (jnp.arange(T + pad) >= pad).astype(jnp.int32)[None].repeat(B, 0)
+    batch = {
+        "tokens": jnp.pad(TOKENS, ((0, 0), (pad, 0)), constant_values=7),
+        "segment_ids": segment_ids,
+        "positions": jnp.maximum(jnp.cumsum(segment_ids, axis=1) - 1, 0),
+    }
+    out = model.apply(params, batch, cache=model.init_cache(B, 32))
+    close(out.hidden_BTD[:, pad:], whole)
