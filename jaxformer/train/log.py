@@ -64,7 +64,6 @@ class Reporter:
         self._bar: Any = None
         self._printed = self._drawn = -math.inf
         self._records: list[records.Record] = []
-        self._sampled: tuple[int, str, str] | None = None
         if not self._main:
             return
         self._records = records.cut(self.workdir, start_step)
@@ -132,7 +131,7 @@ class Reporter:
             return
         path, block = self.workdir / records.SAMPLES, records.sample_block(step, prompt, text)
         # A finished run that is started again makes its last sample again.
-        if not path.exists() or not path.read_text(encoding="utf-8").endswith(block):
+        if not path.exists() or block not in path.read_text(encoding="utf-8"):
             with path.open("a", encoding="utf-8") as file:
                 file.write(block)
         self._background.add_text(step, f"{prompt}{text}")
@@ -251,11 +250,6 @@ def parameter_table(params: Any, notes: Mapping[str, str] | None = None) -> str:
         f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:>{widths[2]}}  {d:>{widths[3]}}  {e}".rstrip()
         for a, b, c, d, e in cells
     )
-
-
-def draw(workdir: str | Path, baseline: tuple[str, float] | None = None) -> Path:
-    """Draws loss.png of a run from its metrics.jsonl and returns the picture's path."""
-    return _draw(Path(workdir), records.read_records(workdir), baseline)
 
 
 def _draw(workdir: Path, found: list[records.Record], baseline: tuple[str, float] | None) -> Path:

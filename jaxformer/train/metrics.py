@@ -1,4 +1,4 @@
-"""Numbers about a run: means of (sum, count) pairs, model FLOPs, peak FLOP/s, speed and time left.
+"""Numbers about a run: model FLOPs, peak FLOP/s, speed.
 
 Shapes: L layers, N heads, H head width, T time, V vocabulary, D model width.
 """
@@ -9,14 +9,12 @@ import math
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from jaxformer.parallel.rules import path_name
-
-Sums = Mapping[str, tuple[Any, Any]]
 
 # Dense bf16 matmul peak of one JAX device, FLOP/s, by words of `device_kind` that must all occur;
 # the first row that fits counts, so variants stand before their family. NVIDIA prints figures
@@ -103,14 +101,6 @@ def flops_per_token(num_params: int, model: Any, seq_len: int) -> float:
     """
     width = model.num_heads * getattr(model, "per_head", model.width // model.num_heads)
     return 6.0 * num_params + 12.0 * model.num_layers * width * seq_len
-
-
-def means(sums: Sums) -> dict[str, float]:
-    """Returns sum / count of each metric, as floats; nan where nothing was counted."""
-    return {
-        name: float(total) / float(count) if float(count) else math.nan
-        for name, (total, count) in sums.items()
-    }
 
 
 class Meter:

@@ -85,7 +85,7 @@ def orthogonalise(x_LIO: jax.Array, steps: int, dtype=jnp.float32, eps: float = 
     a, b, c = QUINTIC
 
     # Iterating on the small Gram matrix alone would spare half of the work on wide matrices, but
-    # there an eigenvalue rounded below 0 (bf16, TF32, rank-deficient gradients) grows 12-fold a step.
+    # there an eigenvalue of 0 that is rounded below it (bf16, TF32) grows 12-fold in each step.
     def matmul(x, y):
         return jnp.matmul(x.astype(dtype), y.astype(dtype), preferred_element_type=jnp.float32)
 

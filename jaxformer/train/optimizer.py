@@ -289,12 +289,6 @@ def _rate_per_layer(rate: tuple[float, ...], like: jax.Array) -> jax.Array:
     return jnp.asarray(rate, jnp.float32).reshape(-1, *(1,) * (like.ndim - 1))
 
 
-def trained(config: Config, params: Any) -> Any:
-    """Returns a tree like `params` that is True where any part of the parameter is trained."""
-    table = make_rules(config, params)
-    return _by_name(lambda name, _: table[name].group != "frozen", params)
-
-
 def update_ema(ema: Any, params: Any, decay: float) -> Any:
     """Returns the exponential moving average one step on; equal values stay equal to the bit."""
     return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -94,12 +93,6 @@ def write_atomically(path: Path, content: bytes) -> None:
 def sample_block(step: int, prompt: str, text: str) -> str:
     """Returns one entry of samples.txt."""
     return f"=== step {step} · prompt {prompt!r}\n{text.rstrip()}\n\n"
-
-
-def columns(records: Iterable[Record], name: str) -> tuple[list[int], list[float]]:
-    """Returns the steps and values of one metric, where records have it."""
-    pairs = [(record["step"], record[name]) for record in records if name in record]
-    return [step for step, _ in pairs], [value for _, value in pairs]
 
 
 def _finite(value: Any) -> Any:

@@ -1,8 +1,7 @@
-"""FLOPs, peaks, means and speed."""
+"""FLOPs, peaks and speed."""
 
 from __future__ import annotations
 
-import math
 from types import SimpleNamespace
 
 import jax
@@ -90,11 +89,6 @@ def test_peaks_by_device_kind(kind, tera):
 def test_an_unknown_device_has_no_peak(kind):
     known = SimpleNamespace(device_kind="NVIDIA H100 80GB HBM3")
     assert metrics.peak_flops([known, SimpleNamespace(device_kind=kind)]) is None
-
-
-def test_means_divide_sums_by_counts():
-    found = metrics.means({"loss": (6.0, 4.0), "accuracy": (0.0, 0.0)})
-    assert found["loss"] == 1.5 and math.isnan(found["accuracy"])
 
 
 def test_meter_takes_time_from_burst_to_burst_and_leaves_pauses_out():
