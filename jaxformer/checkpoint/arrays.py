@@ -5,7 +5,9 @@ Only this file touches Orbax, and only inside its functions: the import takes a 
 
 from __future__ import annotations
 
+import functools
 import logging
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,9 +35,23 @@ def _orbax() -> Any:
     return orbax.checkpoint
 
 
-def _quiet(record: logging.LogRecord) -> bool:
-    # Orbax logs each failure with a traceback before it raises it; we say it in one line.
-    return "orbax" not in record.pathname
+@functools.cache
+def _quieten() -> None:
+    """Keeps Orbax's own words about a failure, pages of tracebacks, off the screen.
+
+    It raises what it has to say, and we say that in one line.
+    """
+    logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    hook = sys.unraisablehook
+
+    def unraisable(fault: Any) -> None:
+        # A failed read leaves coroutines behind, and reads that answer to a closed loop.
+        code = getattr(fault.object, "cr_code", None)
+        left_behind = code is not None and "orbax" in code.co_filename
+        if not left_behind and str(fault.exc_value) != "Event loop is closed":
+            hook(fault)
+
+    sys.unraisablehook = unraisable
 
 
 def open_checkpointer() -> Any:
@@ -45,7 +61,7 @@ def open_checkpointer() -> Any:
     disk it names a step that is not there) and whose retention does not know a damaged step.
     """
     ocp = _orbax()
-    logging.getLogger("absl").addFilter(_quiet)
+    _quieten()
     # Floats hardly compress: without compression the same bytes are written in a quarter of the
     # time, which on a CPU is time taken from training.
     handlers = {item: ocp.PyTreeCheckpointHandler(use_compression=False) for item in _ITEMS}

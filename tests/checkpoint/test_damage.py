@@ -134,7 +134,7 @@ def test_the_last_good_step_outlives_newer_damaged_ones(folder, states):
 
 
 @pytest.mark.parametrize("cut", [0.5, None])
-def test_every_cut_or_missing_file_is_noticed_or_harmless(folder, states, cut):
+def test_every_cut_or_missing_file_is_noticed_or_harmless(folder, states, cut, capfd):
     noticed = set()
     for path in _files(folder / "2"):
         data = path.read_bytes()
@@ -146,6 +146,7 @@ def test_every_cut_or_missing_file_is_noticed_or_harmless(folder, states, cut):
         path.write_bytes(data)
     # Orbax keeps files that nothing refers to any more; these must be among the others.
     assert {folder / "2" / "meta" / "metadata", _table_file(folder / "2", states[2])} <= noticed
+    assert capfd.readouterr().err == ""  # Orbax's tracebacks are kept off the screen
 
 
 def test_what_a_killed_save_leaves_is_ignored_and_swept_by_the_next(folder, states):
