@@ -9,6 +9,7 @@ import functools
 import logging
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -42,6 +43,7 @@ def _quieten() -> None:
     It raises what it has to say, and we say that in one line.
     """
     logging.getLogger("absl").addFilter(lambda record: "orbax" not in record.pathname)
+    warnings.filterwarnings("ignore", "coroutine '_read_.*' was never awaited", RuntimeWarning)
     hook = sys.unraisablehook
 
     def unraisable(fault: Any) -> None:
