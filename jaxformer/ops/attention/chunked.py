@@ -23,8 +23,8 @@ from jaxformer.ops.dropout import dropout
 from jaxformer.ops.linear import einsum
 from jaxformer.ops.masks import Mask
 
-# A block of 256 x 512 float32 logits is half a megabyte a head: it stays in the caches.
-QUERY_CHUNK, KEY_CHUNK = 256, 512
+# A block of 128 x 128 float32 logits is 64 KB a head: it stays in the caches of a CPU.
+QUERY_CHUNK, KEY_CHUNK = 128, 128
 
 
 class Setting(NamedTuple):
