@@ -10,6 +10,12 @@ os.environ["JAX_PLATFORMS"] = os.environ.get("JAXFORMER_TEST_PLATFORM", "cpu")
 _DEVICES = "--xla_force_host_platform_device_count"
 if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=8".strip()
+# Most of the time goes into compiling the same programs again: kept, a second run needs half of it.
+_CACHE = (
+    Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxformer" / "xla_tests"
+)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("MPLBACKEND", "agg")  # no test opens a window
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
 
