@@ -231,7 +231,7 @@ def _visualize(words: list[str]) -> None:
     from jaxformer.visualize import attention_maps, loss_curves
 
     if words[0] == "loss":
-        from jaxformer.train.records import read_records
+        from jaxformer.train.records import read_records, read_resumes
 
         flags, _ = _parse(words[1:], "--out", places=len(words))
         if not flags["places"]:
@@ -240,7 +240,9 @@ def _visualize(words: list[str]) -> None:
         for name, found in records.items():
             if not found:
                 raise UserError(f"visualize loss {name}: no metrics.jsonl there; give a workdir")
-        figure, out = loss_curves(records), flags["out"] or "loss.png"
+        alone = flags["places"][0] if len(records) == 1 else None
+        resumes = tuple(read_resumes(alone)) if alone else ()
+        figure, out = loss_curves(records, resumes=resumes), flags["out"] or "loss.png"
     else:
         flags, assignments = _parse(words[1:], *_RUN_FLAGS, "--text", "--out")
         text = _required(flags, "text", "visualize attention", "TEXT")

@@ -48,7 +48,7 @@ def einsum(spec: str, a: Array, b: Array, *, out_dtype: Any = None) -> Array:
     if a.dtype == b.dtype and a.dtype.itemsize >= 4:
         # Autodiff already does the right thing, and forward-mode derivatives stay available.
         return _dot(terms, a, b).astype(out_dtype)
-    a, b = _vary_alike(a, b)
+    a, b = vary_alike(a, b)
     return _product(terms, out_dtype, a, b)
 
 
@@ -109,18 +109,18 @@ def _product_backward(terms, out_dtype, residuals, g):
 _product.defvjp(_product_forward, _product_backward)
 
 
-def _vary_alike(a: Array, b: Array) -> tuple[Array, Array]:
-    """Inside `shard_map`, mark both operands as varying over the same mesh axes.
+def vary_alike(*arrays: Array | None) -> list[Array | None]:
+    """Inside `shard_map`, marks all operands as varying over the same mesh axes.
 
     Elsewhere it does nothing. The transpose of the mark is the psum over devices that a replicated
     weight's gradient needs, which a custom gradient would otherwise have to know about.
     """
-    axes_a, axes_b = (jax.typeof(x).manual_axis_type.varying for x in (a, b))
-    if axes_b - axes_a:
-        a = lax.pcast(a, tuple(axes_b - axes_a), to="varying")
-    if axes_a - axes_b:
-        b = lax.pcast(b, tuple(axes_a - axes_b), to="varying")
-    return a, b
+    axes = [frozenset() if x is None else jax.typeof(x).manual_axis_type.varying for x in arrays]
+    union = frozenset().union(*axes)
+    return [
+        lax.pcast(x, tuple(union - have), to="varying") if x is not None and union - have else x
+        for x, have in zip(arrays, axes)
+    ]
 
 
 def _parse(spec: str, ndim_a: int, ndim_b: int) -> tuple[str, str, str]:

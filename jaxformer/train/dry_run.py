@@ -6,12 +6,16 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from jaxformer.models import FAMILIES
+from jaxformer.objectives import OBJECTIVES
 from jaxformer.parallel import mesh as meshes
 from jaxformer.train import log
 from jaxformer.train import state as states
-from jaxformer.train.optimizer import make_optimizer
+from jaxformer.train.experiment import Experiment, build, check_mesh
+from jaxformer.train.optimizer import describe, make_optimizer
 from jaxformer.train.prepare import prepare
 from jaxformer.train.step import make_train_step
 
@@ -36,18 +40,39 @@ def dry_run(chosen: ConfigDict) -> dict[str, int]:
         run.loss_fn, optimizer, seed=settings.seed, accumulate=settings.train.accumulate,
         ema_decay=settings.optimizer.ema_decay,
     )  # fmt: skip
-    with jax.set_mesh(run.mesh):
+    with jax.set_mesh(mesh):
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(states.shardings(abstract), None))
-        plan = jitted.lower(abstract, run.batch_shapes).compile().memory_analysis()
+        plan = jitted.lower(abstract, batch).compile().memory_analysis()
     sizes = {
         "state": _device_bytes(abstract),
-        "batch": _device_bytes(run.batch_shapes),
+        "batch": _device_bytes(batch),
         "temporary": int(plan.temp_size_in_bytes),
     }
     sizes["peak"] = sum(sizes.values())
     for name, size in sizes.items():
         print(f"memory {name:<10} {size / 2**20:10.1f} MiB a device")
     return sizes
+
+
+def _without_data(settings: Experiment) -> tuple[Any, Any, Any, dict[str, Any]]:
+    """Returns (mesh, model, loss function, batch shapes) of an experiment that says its vocabulary.
+
+    So that the cost of a large data set's experiment is known before the data set is there.
+    """
+    mesh = meshes.make(settings.mesh)
+    check_mesh(settings, tuple(mesh.shape.values()))
+    model = FAMILIES[settings.family].make(settings.model)
+    loss_fn = OBJECTIVES[settings.goal].make(settings.objective, model, None)
+    B, T, sharding = settings.data.batch_size, settings.data.seq_len, meshes.batch_sharding(mesh)
+    kinds = {
+        "tokens": ((B, T), jnp.int32), "targets": ((B, T), jnp.int32),
+        "weights": ((B, T), jnp.float32), "rows": ((B,), jnp.int32),
+    }  # fmt: skip
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, (shape, dtype) in kinds.items()
+    }
+    return mesh, model, loss_fn, batch
 
 
 def _device_bytes(tree: Any) -> int:

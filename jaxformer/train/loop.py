@@ -15,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jaxformer import data
-from jaxformer.checkpoint import Checkpointer, WorkdirLock
+from jaxformer.checkpoint import Checkpointer, WorkdirLock, warm_up
 from jaxformer.errors import UserError
 from jaxformer.evaluate import evaluate, make_eval_step
 from jaxformer.parallel import mesh as meshes
@@ -52,6 +52,7 @@ def train(chosen: ConfigDict, workdir: str | Path, *, hints: tuple[str, ...] = (
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     with WorkdirLock(workdir), contextlib.ExitStack() as stack:
+        stop = stack.enter_context(listen())
         run = prepare(chosen, say=print)
         stack.enter_context(jax.set_mesh(run.mesh))
         total = run.experiment.train.steps
@@ -66,6 +67,7 @@ def train(chosen: ConfigDict, workdir: str | Path, *, hints: tuple[str, ...] = (
             abstract, run_config=run.config.to_dict(), ignore=FREE_ON_RESUME
         )
         if restored is None:
+            warm_up()
             state = start.fresh(
                 run.model, optimizer, abstract, seed=run.experiment.seed,
                 init_from=run.experiment.train.init_from, say=print,
@@ -85,11 +87,9 @@ def train(chosen: ConfigDict, workdir: str | Path, *, hints: tuple[str, ...] = (
         if first < total:
             step_fn = _compile(run, optimizer, abstract, reporter)
             eval_fn = jax.jit(make_eval_step(run.loss_fn, seed=run.experiment.seed))
-            stop = stack.enter_context(listen())
             state = _steps(run, state, first, step_fn, eval_fn, checkpointer, reporter, stop)
         else:
             reporter.stage(f"step {first} of {total}: nothing left to train")
-            stop = StopRequest()
         checkpointer.wait()
         if not stop and run.can_generate:
             for prompt, text in sample(run, state.get("ema", state["params"])):
@@ -131,6 +131,8 @@ def _steps(
     )
     with contextlib.closing(batches):
         for index, batch in batches:
+            if stop and index == first:
+                break  # asked to stop before the first step: there is nothing to save
             state, values = step_fn(state, batch)
             step = index + 1
             pending.append((step, values))

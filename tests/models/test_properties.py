@@ -22,18 +22,23 @@ LLAMA = dict(
 
 def make(family=decoder, **keys):
     model = family.make(family.Config(**keys))
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     # Away from the initial values, at which heads see everything nearly alike.
     noise = iter(jax.random.split(jax.random.key(1), 100))
     params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(noise), x.shape), params)
-    return model, params
+    # Compiled: op by op a test would take four times as long.
+    apply = jax.jit(model.apply, static_argnames=("return_hidden", "return_attention"))
+    return model._replace(apply=apply), params
 
 
 def close(a, b, tolerance=1e-5):
     np.testing.assert_allclose(a, b, atol=tolerance * float(jnp.abs(b).max()), rtol=0)
 
 
-@pytest.mark.parametrize("positions", ["learned", "rope", "sinusoidal", "alibi", "t5", "none"])
+@pytest.mark.parametrize(
+    "positions", ["rope", *(pytest.param(p, marks=pytest.mark.slow) for p in
+                            ("learned", "sinusoidal", "alibi", "t5", "none"))]
+)  # fmt: skip
 def test_causal_by_gradient(positions):
     """Logits at t depend on inputs up to t and on no later one."""
     model, params = make(**{**GPT, "positions": positions})
@@ -42,22 +47,26 @@ def test_causal_by_gradient(positions):
         changed = {**params, "embed": {**params["embed"], "tokens": table_VD}}
         return model.apply(changed, {"tokens": jnp.arange(T)[None]}).hidden_BTD[0, t].sum()
 
+    gradient = jax.jit(jax.grad(at))
     for t in (0, 4):
-        reached_V = jnp.abs(jax.grad(at)(params["embed"]["tokens"], t)).sum(axis=1) > 0
+        reached_V = jnp.abs(gradient(params["embed"]["tokens"], t)).sum(axis=1) > 0
         assert np.flatnonzero(reached_V).tolist() == list(range(t + 1))
 
 
-@pytest.mark.parametrize("keys", [GPT, LLAMA, {**GPT, "positions": "alibi"},
-                                  {**GPT, "positions": "t5"}])  # fmt: skip
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("keys", [LLAMA, pytest.param(GPT, marks=SLOW),
+                                  pytest.param({**GPT, "positions": "alibi"}, marks=SLOW),
+                                  pytest.param({**GPT, "positions": "t5"}, marks=SLOW)])  # fmt: skip
 def test_decode_equals_forward(keys):
     """Prefill of 4 tokens and then one at a time, against all at once."""
     model, params = make(**keys)
     whole = model.apply(params, {"tokens": TOKENS}).hidden_BTD
     out = model.apply(params, {"tokens": TOKENS[:, :4]}, cache=model.init_cache(B, 16))
     parts = [out.hidden_BTD]
-    step = jax.jit(model.apply)
     for t in range(4, T):
-        out = step(params, {"tokens": TOKENS[:, t : t + 1]}, cache=out.cache)
+        out = model.apply(params, {"tokens": TOKENS[:, t : t + 1]}, cache=out.cache)
         parts.append(out.hidden_BTD)
     close(jnp.concatenate(parts, axis=1), whole)
 
@@ -117,23 +126,28 @@ def gradients(model, params):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-@pytest.mark.parametrize("changed", [{"remat": "full"}, {"remat": "dots"}, {"remat": "named"},
-                                     {"unroll": 1}, {"attention_backend": "chunked"}])  # fmt: skip
+@pytest.mark.parametrize("changed", [{"unroll": 1, "remat": "full"},
+                                     *(pytest.param(c, marks=SLOW) for c in (
+                                         {"remat": "dots"}, {"remat": "named"}, {"unroll": 1},
+                                         {"attention_backend": "chunked"},
+                                         {"attention_backend": "dense"}))])  # fmt: skip
 def test_running_choices_do_not_change_the_function(changed):
     """Remat, scan instead of unrolled layers and chunked attention: same loss, same gradient."""
     model, params = make(**LLAMA)
-    other = decoder.make(decoder.Config(**{**LLAMA, **changed}))
+    other = decoder.make(decoder.Config(**{**LLAMA, **changed}))  # same parameters
     loss, grads = gradients(model, params)
     other_loss, other_grads = gradients(other, params)
     close(other_loss, loss)
     jax.tree.map(close, other_grads, grads)
 
 
+@pytest.mark.slow
 def test_jit_equals_no_jit():
     model, params = make(**LLAMA)
     loss, grads = gradients(model, params)
+    bare = decoder.make(decoder.Config(**LLAMA))
     with jax.disable_jit():
-        other_loss, other_grads = gradients(model, params)
+        other_loss, other_grads = gradients(bare, params)
     close(other_loss, loss)
     jax.tree.map(close, other_grads, grads)
 

@@ -15,7 +15,10 @@ from jaxformer.objectives import OBJECTIVES
 from jaxformer.parallel import mesh
 from jaxformer.train import optimizer as optimizers
 from jaxformer.train import state as states
-from jaxformer.train.step import gradients, make_train_step
+from jaxformer.train.step import gradients as eager_gradients
+from jaxformer.train.step import make_train_step
+
+gradients = jax.jit(eager_gradients, static_argnums=0, static_argnames="accumulate")
 
 V, B, T = 48, 8, 12
 INFO = SimpleNamespace(
@@ -31,7 +34,7 @@ def setup(goal: str):
     else:
         model = encoder.make(encoder.Config(**KEYS, **asked))
     loss_fn = OBJECTIVES[goal].make(OBJECTIVES[goal].Config(), model, INFO)
-    return model, loss_fn, model.init(jax.random.key(0))
+    return model, loss_fn, jax.jit(model.init)(jax.random.key(0))
 
 
 def make_batch() -> dict[str, jax.Array]:
@@ -68,7 +71,9 @@ def compare(one, other):
     jax.tree.map(close, grads, other_grads)
 
 
-@pytest.mark.parametrize("goal", OBJECTIVES)
+@pytest.mark.parametrize(
+    "goal", ["masked_lm", *(pytest.param(g, marks=pytest.mark.slow) for g in ("causal_lm", "classify"))]
+)
 def test_accumulation(goal):
     """1 part or 4, though parts hold unequal numbers of real tokens."""
     _, loss_fn, params = setup(goal)
@@ -77,7 +82,7 @@ def test_accumulation(goal):
     compare(gradients(loss_fn, params, make_batch(), key, accumulate=4), whole)
 
 
-@pytest.mark.parametrize("goal", ["causal_lm", "classify"])
+@pytest.mark.parametrize("goal", ["causal_lm", pytest.param("classify", marks=pytest.mark.slow)])
 def test_padding(goal):
     """Longer rows and more rows of padding, filled with anything, weigh nothing."""
     _, loss_fn, params = setup(goal)
@@ -92,6 +97,7 @@ def test_padding(goal):
     compare(gradients(loss_fn, params, wider, key), gradients(loss_fn, params, batch, key))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("goal", OBJECTIVES)
 def test_batch_order(goal):
     """Rows in another order; masking follows a row's number, not its place."""

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from jaxformer.ops.attention import scores
+from jaxformer.ops.attention.blocked import blocked
 from jaxformer.ops.attention.chunked import chunked
 from jaxformer.ops.attention.cudnn import cudnn, gpu_capability, why_not
 from jaxformer.ops.attention.dense import dense
@@ -59,8 +60,8 @@ def attention(
         and backward, but other ones in another backend or with other chunks.
       backend: "dense" holds the weights; "chunked" recomputes them and needs O(T) memory, forward
         and backward (no forward-mode derivatives); "cudnn" is NVIDIA's kernel for float16 and
-        bfloat16; "auto" takes cudnn where it can do the job, else dense up to 2048 x 2048 and
-        chunked beyond.
+        bfloat16; "auto" takes cudnn where it can do the job, else dense up to 2048 x 2048 (on CPU
+        in an equal form that is faster there, reverse-mode only) and chunked beyond.
       query_chunk: queries of one block: None for the backend's own. The dense backend cuts
         queries into blocks only where a static mask spares them some keys.
       key_chunk: keys of one block in the chunked backend; None for its own.
@@ -94,9 +95,23 @@ def attention(
             raise ValueError(f"attention: cuDNN cannot do this: {reason}; use backend='auto'")
     options |= {"scale": scale, "key": key if dropout_rate > 0.0 else None}
     small = q_BTNH.shape[1] * k_BSKH.shape[1] <= DENSE_UP_TO
+    plain = bias is None and soft_cap is None and not dropout_rate and not return_weights
+    if backend == "auto" and small and plain and _fast_on_cpu(q_BTNH, k_BSKH):
+        return blocked(
+            q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=scale, query_chunk=query_chunk
+        )
     if backend == "dense" or (backend == "auto" and small):
         return dense(q_BTNH, k_BSKH, v_BSKH, query_chunk=query_chunk, **options)
     return chunked(q_BTNH, k_BSKH, v_BSKH, query_chunk=query_chunk, key_chunk=key_chunk, **options)
+
+
+def _fast_on_cpu(q_BTNH: jax.Array, k_BSKH: jax.Array) -> bool:
+    return (
+        jax.default_backend() == "cpu"
+        and q_BTNH.shape[1] > 1  # one query is a matrix times a vector: nothing to orient
+        and k_BSKH.shape[1] > 0
+        and q_BTNH.dtype == k_BSKH.dtype
+    )
 
 
 def _check(

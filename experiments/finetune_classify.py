@@ -1,0 +1,31 @@
+"""Which package of the standard library is this snippet from? BERT fine-tuned, and from scratch.
+
+    jaxformer train --config experiments/bert_mlm.py
+    jaxformer train --config experiments/finetune_classify.py
+    jaxformer train --config experiments/finetune_classify.py --workdir runs/from_scratch \
+        --config.train.init_from=
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    return ConfigDict(
+        dict(
+            data=dict(
+                source="stdlib", labels="package", snippet_lines=8, tokenizer="runs/bert_mlm",
+                layout="padded", seq_len=64, batch_size=32,
+            ),
+            model=dict(
+                family="encoder", num_layers=4, width=128, num_heads=4, max_length=64,
+                norm_position="pre", norm_epsilon=1e-5, compute_dtype="bfloat16", pooling="mean",
+            ),
+            objective=dict(name="classify"),
+            optimizer=dict(
+                name="adamw", learning_rate=1e-3, weight_decay=0.01, layer_decay=0.9,
+                schedule="linear", warmup_steps=50, final_fraction=0.0,
+            ),
+            train=dict(steps=400, eval_every=100, init_from="runs/bert_mlm"),
+            checkpoint=dict(every=0, keep=1, keep_best=0),
+        )
+    )  # fmt: skip
