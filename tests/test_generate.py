@@ -58,7 +58,10 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in FAMILIES if name != "rope"]
+
+
+@pytest.mark.parametrize("family", ["rope", *SLOW])
 def test_greedy_decoding_equals_repeated_full_forward(family):
     model, params = make(**FAMILIES[family])
     rows = generate(model, params, PROMPTS, GREEDY)

@@ -4,9 +4,9 @@
 
 Both start from the same weights and prompt and must write the same tokens before anything is timed.
 PyTorch runs eager in inference mode with a preallocated cache, SDPA over the filled part of it, one
-fused qkv matmul a layer; jaxformer runs `jaxformer.generate`. A time holds everything from prompt
-to the last token on the host. Each side lives in its own process; they take turns and the medians
-are compared. Target: 5x.
+fused qkv matmul a layer, with one thread or all, whichever is faster; jaxformer runs
+`jaxformer.generate`. A time holds everything from prompt to the last token on the
+host. Each side lives in its own process; they take turns and the medians are compared. Target: 5x.
 
 Shapes: B batch, T time, S cache length, L layers, D model width, N heads, H head width.
 """
@@ -109,12 +109,21 @@ def torch_side(shape: Shape, batch: int):
         return F.linear(x, w["tokens"]).argmax(-1, keepdim=True)
 
     @torch.inference_mode()
-    def write() -> list[list[int]]:
+    def write(new_tokens: int = shape.new_tokens) -> list[list[int]]:
         tokens = [forward(prompts, 0)]
-        for step in range(shape.new_tokens - 1):
+        for step in range(new_tokens - 1):
             tokens.append(forward(tokens[-1], PROMPT_LENGTH + step))
         return torch.cat(tokens, 1).tolist()
 
+    def seconds(threads: int) -> float:
+        torch.set_num_threads(threads)
+        write(4)
+        start = time.perf_counter()
+        write(24)
+        return time.perf_counter() - start
+
+    # Small matrices lose more by waiting for a second thread than they gain by it.
+    torch.set_num_threads(min({1, torch.get_num_threads()}, key=seconds))
     return write
 
 
