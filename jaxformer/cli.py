@@ -217,8 +217,9 @@ def _generate(words: list[str]) -> None:
     texts = speaker.write(
         params, prompts, stream=lambda row, text: print(text, end="", flush=True) if show else None
     )
-    print()
-    if not show:
+    if show:
+        print()
+    else:
         for prompt, text in zip(prompts, texts, strict=True):
             print(f"--- {prompt!r}\n{prompt}{text}\n")
 
