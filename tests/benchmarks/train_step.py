@@ -1,6 +1,6 @@
 """Milliseconds of one training step, beside a PyTorch GPT of the same shape. Run:
 
-    python -m tests.benchmarks.train_step [--shapes small,medium,gpt2] [--rounds 7] [--json out.json]
+    python -m tests.benchmarks.train_step [--shapes small,medium,gpt2] [--rounds 7] [--json f.json]
 
 Both sides start from the same weights, see the same tokens and do the same work: forward, backward,
 clipping to norm 1, AdamW with weight decay on matrices. Their losses over the first steps must
