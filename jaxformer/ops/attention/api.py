@@ -97,9 +97,7 @@ def attention(
     small = q_BTNH.shape[1] * k_BSKH.shape[1] <= DENSE_UP_TO
     plain = bias is None and soft_cap is None and not dropout_rate and not return_weights
     if backend == "auto" and small and plain and _fast_on_cpu(q_BTNH, k_BSKH):
-        return blocked(
-            q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=scale, query_chunk=query_chunk
-        )
+        return blocked(q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=scale, query_chunk=query_chunk)
     if backend == "dense" or (backend == "auto" and small):
         return dense(q_BTNH, k_BSKH, v_BSKH, query_chunk=query_chunk, **options)
     return chunked(q_BTNH, k_BSKH, v_BSKH, query_chunk=query_chunk, key_chunk=key_chunk, **options)

@@ -295,12 +295,5 @@ def _finite(x: jax.Array) -> jax.Array:
 
 def _vary_alike(tree: Any) -> Any:
     """Inside shard_map, marks all arrays as varying over the same mesh axes; else does nothing."""
-    axes = frozenset().union(
-        *(getattr(jax.typeof(x), "vma", frozenset()) for x in jax.tree.leaves(tree))
-    )
-
-    def vary(x):
-        missing = axes - jax.typeof(x).vma
-        return jax.lax.pcast(x, tuple(missing), to="varying") if missing else x
-
-    return jax.tree.map(vary, tree) if axes else tree
+    axes = frozenset().union(*(scores.varying_axes(x) for x in jax.tree.leaves(tree)))
+    return jax.tree.map(lambda x: scores.vary(x, axes), tree)

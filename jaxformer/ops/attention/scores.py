@@ -84,9 +84,19 @@ def padded_bias(bias: Any, num_queries: int, num_keys: int) -> Any:
 
 def zeros(shape: tuple[int, ...], like: jax.Array) -> jax.Array:
     """Float32 zeros that, inside shard_map, vary over the mesh axes of `like`, as carries must."""
-    zeros = jnp.zeros(shape, jnp.float32)
-    axes = getattr(jax.typeof(like), "vma", frozenset())
-    return jax.lax.pcast(zeros, tuple(axes), to="varying") if axes else zeros
+    return vary(jnp.zeros(shape, jnp.float32), varying_axes(like))
+
+
+def varying_axes(x: jax.Array) -> frozenset[str]:
+    """Returns the mesh axes of an enclosing shard_map over which `x` differs by device."""
+    kind = getattr(jax.typeof(x), "manual_axis_type", None)
+    return frozenset() if kind is None else frozenset(kind.varying)
+
+
+def vary(x: jax.Array, axes: frozenset[str]) -> jax.Array:
+    """Returns `x` marked as varying over these mesh axes too; the mark's transpose is a psum."""
+    missing = axes - varying_axes(x)
+    return jax.lax.pcast(x, tuple(missing), to="varying") if missing else x
 
 
 def no_bias_gradient(bias: Any) -> list[jax.Array]:
