@@ -55,7 +55,9 @@ def make(config: Config) -> Model:
             "final_norm": final_norm.init(keys[2], x_BTD).get("params", {}),
             "relative": relative.init(keys[3]).get("params", {}),
             "head": {} if config.tie_embeddings else head.init(keys[4])["params"],
-            "classifier": classifier.init(keys[5], x_BTD[:, 0])["params"] if config.num_classes else {},
+            "classifier": classifier.init(keys[5], x_BTD[:, 0])["params"]
+            if config.num_classes
+            else {},
         }
         return {name: tree for name, tree in params.items() if tree}
 
@@ -107,15 +109,19 @@ def make(config: Config) -> Model:
         return classifier.apply({"params": params["classifier"]}, pooled_BD)
 
     def init_cache(batch_size: int, max_length: int) -> dict:
-        shape = (batch_size, config.kv_heads, max_length, config.per_head)
+        matrices, H = batch_size * config.kv_heads, config.per_head
         dtype = jnp.dtype(config.compute_dtype)
         recent = ()
         if config.short_conv:
             past = (batch_size, config.short_conv - 1, config.width)
             recent = (jnp.zeros(past, dtype),) * (1 if config.parallel_residual else 2)
         return {
-            "k": tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
-            "v": tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers)),
+            "k": tuple(
+                jnp.zeros((matrices, max_length, H), dtype) for _ in range(config.num_layers)
+            ),
+            "v": tuple(
+                jnp.zeros((matrices, H, max_length), dtype) for _ in range(config.num_layers)
+            ),
             "history": tuple(recent for _ in range(config.num_layers)),
             "valid": jnp.zeros((batch_size, max_length), bool),
             "index": jnp.zeros((), jnp.int32),

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import ops
+from jaxformer.modules import initial
 from jaxformer.modules.config import TransformerConfig
 from jaxformer.modules.norm import Norm
 
@@ -19,7 +20,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self) -> jax.Array:
         c = self.config
-        start = nn.initializers.zeros if c.zero_init_output else nn.initializers.normal(c.init_std)
+        start = initial.zeros if c.zero_init_output else initial.inner(c, c.width)
         return self.param("table", start, (c.vocab_size, c.width))
 
 
@@ -47,7 +48,9 @@ class Pooler(nn.Module):
     def __call__(self, x_BD: jax.Array) -> jax.Array:
         D = x_BD.shape[-1]
         kernel_DD = self.param("kernel", nn.initializers.normal(self.init_std), (D, D))
-        return jnp.tanh(ops.linear(x_BD, kernel_DD, self.param("bias", nn.initializers.zeros, (D,))))
+        return jnp.tanh(
+            ops.linear(x_BD, kernel_DD, self.param("bias", nn.initializers.zeros, (D,)))
+        )
 
 
 class Classifier(nn.Module):

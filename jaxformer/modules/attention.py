@@ -11,31 +11,40 @@ import flax.linen as nn
 import jax
 
 from jaxformer import ops
+from jaxformer.modules import initial
 from jaxformer.modules.config import TransformerConfig
 
 
 class KeyValues(NamedTuple):
     """One layer's cache: keys and values of all positions so far, and where the next ones go.
 
-    Heads stand before positions, so that the matmuls of a decode step read it as it lies.
+    They lie as the two matmuls of a decode step read them, C = B * K matrices each: otherwise XLA
+    copies and transposes the whole cache at every step.
     """
 
-    k_BKSH: jax.Array
-    v_BKSH: jax.Array
+    k_CSH: jax.Array
+    v_CHS: jax.Array
     index: jax.Array  # int32 scalar
     history_BPD: tuple[jax.Array, ...] = ()  # the last inputs of the block's short convolutions
 
     def append(self, k_BTKH: jax.Array, v_BTKH: jax.Array) -> KeyValues:
         """Returns the cache with T more positions written at `index`."""
-
-        def write(old_BKSH: jax.Array, new_BTKH: jax.Array) -> jax.Array:
-            new_BKTH = new_BTKH.swapaxes(1, 2).astype(old_BKSH.dtype)
-            return jax.lax.dynamic_update_slice(old_BKSH, new_BKTH, (0, 0, self.index, 0))
-
-        k_BKSH, v_BKSH = write(self.k_BKSH, k_BTKH), write(self.v_BKSH, v_BTKH)
+        B, T, K, H = k_BTKH.shape
+        k_CTH = k_BTKH.transpose(0, 2, 1, 3).reshape(B * K, T, H).astype(self.k_CSH.dtype)
+        v_CHT = v_BTKH.transpose(0, 2, 3, 1).reshape(B * K, H, T).astype(self.v_CHS.dtype)
+        write = jax.lax.dynamic_update_slice
         return self._replace(
-            k_BKSH=k_BKSH, v_BKSH=v_BKSH, index=self.index + k_BTKH.shape[1]
+            k_CSH=write(self.k_CSH, k_CTH, (0, self.index, 0)),
+            v_CHS=write(self.v_CHS, v_CHT, (0, 0, self.index)),
+            index=self.index + T,
         )
+
+    def read(self, batch_size: int) -> tuple[jax.Array, jax.Array]:
+        """Returns (k_BSKH, v_BSKH)."""
+        S, H = self.k_CSH.shape[1:]
+        k_BSKH = self.k_CSH.reshape(batch_size, -1, S, H).transpose(0, 2, 1, 3)
+        v_BSKH = self.v_CHS.reshape(batch_size, -1, H, S).transpose(0, 3, 1, 2)
+        return k_BSKH, v_BSKH
 
 
 class Rotary(NamedTuple):
@@ -67,12 +76,10 @@ class Attention(nn.Module):
         """Returns (out_BTD, cache with these keys or None, weights_BNTS or None)."""
         c, D = self.config, x_BTD.shape[-1]
         N, K, H = c.num_heads, c.kv_heads, c.per_head
-        normal = nn.initializers.normal(c.init_std)
-        zeros = nn.initializers.zeros
 
         def project(name: str, x: jax.Array, heads: int) -> jax.Array:
-            weight = self.param(name, normal, (D, heads, H))
-            offset = self.param(f"{name}_bias", zeros, (heads, H)) if c.bias else None
+            weight = self.param(name, initial.inner(c, D), (D, heads, H))
+            offset = self.param(f"{name}_bias", initial.zeros, (heads, H)) if c.bias else None
             return ops.linear(x, weight, offset)
 
         source_BSD = x_BTD if kv_BSD is None else kv_BSD
@@ -80,10 +87,13 @@ class Attention(nn.Module):
         k_BSKH = project("k", source_BSD, K)
         v_BSKH = project("v", source_BSD, K)
         if c.qk_norm:
-            q_scale = self.param("q_norm", nn.initializers.ones, (H,)) if c.norm_scale else None
-            k_scale = self.param("k_norm", nn.initializers.ones, (H,)) if c.norm_scale else None
+            q_scale = self.param("q_norm", initial.ones, (H,)) if c.norm_scale else None
+            k_scale = self.param("k_norm", initial.ones, (H,)) if c.norm_scale else None
             q_BTNH = ops.rms_norm(q_BTNH, q_scale, eps=c.norm_epsilon)
             k_BSKH = ops.rms_norm(k_BSKH, k_scale, eps=c.norm_epsilon)
+        if c.qk_scale:
+            factor_N = self.param("qk_scale", nn.initializers.constant(c.qk_scale), (N,))
+            q_BTNH = q_BTNH * factor_N[:, None].astype(q_BTNH.dtype)
         if rotary is not None:
 
             def turn(x: jax.Array) -> jax.Array:
@@ -96,7 +106,7 @@ class Attention(nn.Module):
             q_BTNH, k_BSKH = turn(q_BTNH), turn(k_BSKH)
         if cache is not None:
             cache = cache.append(k_BSKH, v_BSKH)
-            k_BSKH, v_BSKH = cache.k_BKSH.swapaxes(1, 2), cache.v_BKSH.swapaxes(1, 2)
+            k_BSKH, v_BSKH = cache.read(x_BTD.shape[0])
 
         result = ops.attention(
             q_BTNH,
@@ -112,9 +122,6 @@ class Attention(nn.Module):
             return_weights=return_weights,
         )
         out_BTNH, weights_BNTS = result if return_weights else (result, None)
-        # As in GPT-2, outputs into the residual stream start smaller with depth.
-        std = c.init_std / (2 * c.num_layers) ** 0.5
-        start = zeros if c.zero_init_output else nn.initializers.normal(std)
-        w_NHD = self.param("out", start, (N, H, D))
-        out_bias = self.param("out_bias", zeros, (D,)) if c.bias else None
+        w_NHD = self.param("out", initial.output(c, N * H), (N, H, D))
+        out_bias = self.param("out_bias", initial.zeros, (D,)) if c.bias else None
         return ops.linear(out_BTNH, w_NHD, out_bias, axes=2), cache, weights_BNTS

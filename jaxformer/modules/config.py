@@ -24,13 +24,16 @@ class TransformerConfig:
     0: D / N), feed_forward (F; 0: 4 D), max_length (tokens; rows of a learned position table).
 
     Block: norm_position "pre" or "post"; norm (see NORMS) with norm_scale and norm_bias or without,
-    norm_epsilon; qk_norm (Henry 2020) normalises each head's query and key; attention_scale
-    multiplies their products (0: 1 / sqrt(H)); attention_soft_cap and
+    norm_epsilon; qk_norm (Henry 2020) normalises each head's query and key; qk_scale is
+    where a learned factor of each head's logits starts (0: there is none); attention_scale
+    multiplies queries times keys (0: 1 / sqrt(H)); attention_soft_cap and
     logit_soft_cap (Gemma 2) squash by cap * tanh(x / cap), 0 is off; bias adds biases to the
     attention's and the feed-forward's matmuls; activation (ops.ffn.ACTIVATIONS), gated (GLU,
     Shazeer 2020); short_conv: width of a causal depthwise convolution on the normed input of
     attention and of feed-forward (after Primer, So 2021; 0 is off); parallel_residual (GPT-J): attention and feed-forward read the same input;
-    zero_init_output starts each block as the identity.
+    zero_init_output starts each block as the identity (and an untied head at 0); init draws
+    weights from N(0, init_std^2) ("normal"; outputs into the stream less with depth, as GPT-2), or
+    with variance 1 / inputs and embeddings from N(0, 1) ("fan_in", LeCun 1998).
 
     Positions: positions (see POSITIONS), rope_base, rope_scaling ("", "linear", "ntk", "yarn",
     "llama3") with rope_scaling_factor over rope_original_length; embed_scale multiplies token
@@ -57,6 +60,7 @@ class TransformerConfig:
     norm_bias: bool = True
     norm_epsilon: float = 1e-5
     qk_norm: bool = False
+    qk_scale: float = 0.0
     attention_scale: float = 0.0
     attention_soft_cap: float = 0.0
     logit_soft_cap: float = 0.0
@@ -66,6 +70,7 @@ class TransformerConfig:
     short_conv: int = 0
     parallel_residual: bool = False
     zero_init_output: bool = False
+    init: str = "normal"
     init_std: float = 0.02
     positions: str = "learned"
     rope_base: float = 10000.0
@@ -99,13 +104,16 @@ class TransformerConfig:
                 f"model.num_heads={self.num_heads}"
             )
         if self.positions.startswith("rope") and self.per_head % 2:
-            raise UserError(f"RoPE turns pairs, but the head width is {self.per_head}, which is odd")
+            raise UserError(
+                f"RoPE turns pairs, but the head width is {self.per_head}, which is odd"
+            )
         one_of(self.norm, NORMS, "model.norm")
         one_of(self.norm_position, ("pre", "post"), "model.norm_position")
         one_of(self.positions, POSITIONS, "model.positions")
         one_of(self.activation, ops.ACTIVATIONS, "model.activation")
         one_of(self.attention_backend, BACKENDS, "model.attention_backend")
         one_of(self.remat, REMAT, "model.remat")
+        one_of(self.init, ("normal", "fan_in"), "model.init")
         one_of(self.compute_dtype, DTYPES, "model.compute_dtype")
         one_of(self.rope_scaling, ("", "linear", "ntk", "yarn", "llama3"), "model.rope_scaling")
         if self.short_conv and self.norm_position != "pre":

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import ops
+from jaxformer.modules import initial
 from jaxformer.modules.attention import Rotary
 from jaxformer.modules.config import TransformerConfig
 from jaxformer.modules.norm import Norm
@@ -28,19 +29,19 @@ class Embed(nn.Module):
     ) -> jax.Array:
         """Returns x_BTD in the compute dtype."""
         c, dtype = self.config, jnp.dtype(self.config.compute_dtype)
-        normal = nn.initializers.normal(c.init_std)
-        table_VD = self.param("tokens", normal, (c.vocab_size, c.width))
+        start = initial.table(c)
+        table_VD = self.param("tokens", start, (c.vocab_size, c.width))
         scale = c.width**0.5 if c.embed_scale else None
         x_BTD = ops.embed(tokens_BT, table_VD, scale=scale, dtype=dtype)
         if c.positions == "learned":
-            table_PD = self.param("positions", normal, (c.max_length, c.width))
+            table_PD = self.param("positions", start, (c.max_length, c.width))
             x_BTD = x_BTD + ops.embed(positions_BT, table_PD, dtype=dtype)
         elif c.positions.startswith("sinusoidal"):
             interleaved = c.positions.endswith("interleaved")
             waves_BTD = ops.sinusoidal(positions_BT, c.width, interleaved=interleaved)
             x_BTD = x_BTD + waves_BTD.astype(dtype)
         if self.num_token_types:
-            table_UD = self.param("token_types", normal, (self.num_token_types, c.width))
+            table_UD = self.param("token_types", start, (self.num_token_types, c.width))
             types_BT = jnp.zeros_like(tokens_BT) if token_types_BT is None else token_types_BT
             x_BTD = x_BTD + ops.embed(types_BT, table_UD, dtype=dtype)
         if c.embed_norm:

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 
 from jaxformer import ops
+from jaxformer.modules import initial
 from jaxformer.modules.config import TransformerConfig
 
 
@@ -17,18 +18,15 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         c, D, F = self.config, x_BTD.shape[-1], self.config.feed_forward_width
-        normal, zeros = nn.initializers.normal(c.init_std), nn.initializers.zeros
-        std = c.init_std / (2 * c.num_layers) ** 0.5
-        start = zeros if c.zero_init_output else nn.initializers.normal(std)
 
         def vector(name: str, size: int):
-            return self.param(name, zeros, (size,)) if c.bias else None
+            return self.param(name, initial.zeros, (size,)) if c.bias else None
 
-        w_in_DF = self.param("in", normal, (D, F))
-        w_out_FD = self.param("out", start, (F, D))
+        w_in_DF = self.param("in", initial.inner(c, D), (D, F))
+        w_out_FD = self.param("out", initial.output(c, F), (F, D))
         b_in, b_out = vector("in_bias", F), vector("out_bias", D)
         if c.gated:
-            w_gate_DF = self.param("gate", normal, (D, F))
+            w_gate_DF = self.param("gate", initial.inner(c, D), (D, F))
             return ops.gated_feed_forward(
                 x_BTD, w_gate_DF, w_in_DF, w_out_FD,
                 b_gate=vector("gate_bias", F), b_up=b_in, b_down=b_out, activation=c.activation,

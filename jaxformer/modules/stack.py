@@ -22,7 +22,7 @@ class Stacked(NamedTuple):
     """What a stack returns; the optional parts are None unless asked for."""
 
     x_BTD: jax.Array
-    cache: Any = None  # {"k", "v"}: L arrays of [B, K, S, H]; {"history"}
+    cache: Any = None  # {"k": L x [B*K, S, H], "v": L x [B*K, H, S], "history"}
     hidden_states_LBTD: jax.Array | None = None  # the input of each block
     attention_LBNTS: jax.Array | None = None
 
@@ -52,8 +52,8 @@ def apply(
       block: the block that all layers share.
       params: stacked parameters, from `init`, or a tuple of L trees, from `unstack`.
       x_BTD: the stream's input.
-      cache: {"k", "v"}, tuples of L arrays [B, K, S, H], and {"history"}, a tuple of what each
-        layer's short convolutions saw last; or None.
+      cache: {"k", "v"}, tuples of L arrays [B*K, S, H] and [B*K, H, S], and {"history"}, a tuple of
+        what each layer's short convolutions saw last; or None.
       index: where in the cache this call's keys go (with `cache`).
       key: dropout's key, or None: no dropout. Layer l uses the l-th split.
       return_hidden: also return the input of each block.
@@ -83,8 +83,8 @@ def apply(
         return Stacked(
             x_BTD,
             {
-                "k": tuple(entry.k_BKSH for entry in kept),
-                "v": tuple(entry.v_BKSH for entry in kept),
+                "k": tuple(entry.k_CSH for entry in kept),
+                "v": tuple(entry.v_CHS for entry in kept),
                 "history": tuple(entry.history_BPD for entry in kept),
             },
             jnp.stack(hidden) if return_hidden else None,

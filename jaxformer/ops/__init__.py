@@ -1,10 +1,10 @@
 """Pure functions of arrays: everything that a Transformer computes. Imports jax and nothing else.
 
-    from jaxformer import ops
-    out_BTNH = ops.attention(q_BTNH, k_BSKH, v_BSKH, mask=ops.masks.causal())
+from jaxformer import ops
+out_BTNH = ops.attention(q_BTNH, k_BSKH, v_BSKH, mask=ops.masks.causal())
 """
 
-from jaxformer.ops import masks
+from jaxformer.ops import masks, sampling
 from jaxformer.ops.attention import attention
 from jaxformer.ops.convolution import short_conv
 from jaxformer.ops.dropout import dropout
@@ -34,6 +34,7 @@ __all__ = [
     "rms_norm",
     "rope",
     "rope_frequencies",
+    "sampling",
     "short_conv",
     "sinusoidal",
     "t5_bucket",

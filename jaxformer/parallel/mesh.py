@@ -32,7 +32,9 @@ class Config:
         sizes = dataclasses.astuple(self)
         for name, size in zip(AXES, sizes, strict=True):
             if size < 1 and size != -1:
-                raise UserError(f"mesh.{name} is {size}; give a size of at least 1, or -1 for the rest")
+                raise UserError(
+                    f"mesh.{name} is {size}; give a size of at least 1, or -1 for the rest"
+                )
         if sizes.count(-1) > 1:
             raise UserError(f"mesh is {sizes} for {AXES}; only one axis may be -1")
 
@@ -44,7 +46,9 @@ def shape(config: Config, num_devices: int) -> tuple[int, ...]:
     if -1 in sizes and num_devices % known == 0:
         sizes[sizes.index(-1)] = num_devices // known
     if math.prod(sizes) != num_devices:
-        given = ", ".join(f"{n}={s}" for n, s in zip(AXES, dataclasses.astuple(config), strict=True))
+        given = ", ".join(
+            f"{n}={s}" for n, s in zip(AXES, dataclasses.astuple(config), strict=True)
+        )
         raise UserError(
             f"mesh ({given}) multiplies to {known}, but there are {num_devices} devices; "
             f"set one axis to -1, e.g. --config.mesh.data=-1"

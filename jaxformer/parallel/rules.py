@@ -30,7 +30,10 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(masked_head|pooler|classifier)/kernel", ("fsdp", None)),
     (r"masked_head/bias", ("tensor",)),
     # Small vectors and tables: a copy everywhere.
-    (r"(.*/)?(scale|out_bias|kernel_bias|q_norm|k_norm|relative_bias|attention_conv|feed_forward_conv)", ()),
+    (
+        r"(.*/)?(scale|out_bias|kernel_bias|q_norm|k_norm|qk_scale|relative_bias|attention_conv|feed_forward_conv)",
+        (),
+    ),
     (r"(.*norm|pooler|classifier)/bias", ()),
 )
 

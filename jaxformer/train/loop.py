@@ -79,9 +79,7 @@ def train(chosen: ConfigDict, workdir: str | Path, *, hints: tuple[str, ...] = (
         reporter = _reporter(run, workdir, first)
         stack.enter_context(reporter)
         run.dataset.tokenizer.save(workdir)
-        reporter.parameters(
-            run.param_shapes, describe(run.experiment.optimizer, run.param_shapes)
-        )
+        reporter.parameters(run.param_shapes, describe(run.experiment.optimizer, run.param_shapes))
         if restored is not None:
             reporter.stage(f"resumes at step {first} of {total}")
         if first < total:
@@ -195,7 +193,9 @@ def _reporter(run: Prepared, workdir: Path, first: int) -> log.Reporter:
         start_step=first,
         tokens_per_step=run.experiment.data.batch_size * run.experiment.data.seq_len,
         flops_per_token=metrics.flops_per_token(
-            metrics.matmul_parameters(run.param_shapes), run.experiment.model, run.experiment.data.seq_len
+            metrics.matmul_parameters(run.param_shapes),
+            run.experiment.model,
+            run.experiment.data.seq_len,
         ),
         peak_flops=metrics.peak_flops(jax.devices()),
         baseline=run.baseline,

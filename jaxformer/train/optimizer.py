@@ -49,6 +49,7 @@ class Config:
     warmup_steps: int = 100
     decay_fraction: float = 0.2  # wsd: the last part of the run, in which the rate falls
     final_fraction: float = 0.1  # the rate at the end / the peak
+    rates: tuple[str, ...] = ()  # "PATTERN:FACTOR": those parameters' rate / what it would be
     layer_decay: float = 1.0  # each layer's rate / that of the layer above it; 1 = off
     frozen: tuple[str, ...] = ()
     ema_decay: float = 0.0  # 0 = no average of the parameters is kept
@@ -66,8 +67,15 @@ class Config:
         for name in ("learning_rate", "eps", "newton_schulz_steps"):
             _require(self, name, lambda x: 0 < x < math.inf, "more than 0")
         _require(self, "layer_decay", lambda x: 0 < x <= 1, "more than 0 and at most 1")
-        for name in ("no_decay", "frozen"):
-            for pattern in getattr(self, name):
+        for rate in self.rates:
+            if not re.fullmatch(r".+:\d*\.?\d+(e-?\d+)?", rate):
+                raise UserError(
+                    f"optimizer.rates: {rate!r} is not PATTERN:FACTOR, such as 'head/.*:0.5'"
+                )
+        patterns = {name: getattr(self, name) for name in ("no_decay", "frozen")}
+        patterns["rates"] = tuple(rate.rpartition(":")[0] for rate in self.rates)
+        for name, given in patterns.items():
+            for pattern in given:
                 try:
                     re.compile(pattern)
                 except re.error as error:
@@ -139,10 +147,12 @@ def make_rules(config: Config, params: Any) -> dict[str, Rule]:
     """
     shapes = {path_name(p): leaf.shape for p, leaf in jax.tree_util.tree_leaves_with_path(params)}
     known = {n for name, shape in shapes.items() for n in (name, *_layer_names(name, shape))}
-    for pattern in config.frozen:
+    patterns = [("frozen", pattern) for pattern in config.frozen]
+    patterns += [("rates", rate.rpartition(":")[0]) for rate in config.rates]
+    for key, pattern in patterns:
         if not any(re.fullmatch(pattern, name) for name in known):
             raise UserError(
-                f"optimizer.frozen: {pattern!r} matches no parameter{suggest(pattern, known)}; "
+                f"optimizer.{key}: {pattern!r} matches no parameter{suggest(pattern, known)}; "
                 f"parameters: {', '.join(sorted(shapes))}"
             )
     depth = max((shape[0] for name, shape in shapes.items() if is_stacked(name)), default=0)
@@ -157,6 +167,9 @@ def _rule(config: Config, name: str, shape: tuple[int, ...], depth: int) -> Rule
             group = "muon"
         elif config.adam_learning_rate:
             base = config.adam_learning_rate / config.learning_rate
+    for pattern, _, factor in (rate.rpartition(":") for rate in config.rates):
+        if re.fullmatch(pattern, name):
+            base *= float(factor)
     elif config.name == "adafactor" and is_stacked(name):
         group = "adafactor per layer"
     decay = 0.0 if _matches(config.no_decay, name) else config.weight_decay

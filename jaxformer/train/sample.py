@@ -77,7 +77,9 @@ class Speaker(NamedTuple):
         out = jax.jit(self.model.apply, static_argnames="return_attention")(
             params, batch, return_attention=True
         )
-        return np.asarray(out.attention_LBNTS[:, 0]), [self.tokenizer.decode([i], specials=True) for i in ids]
+        return np.asarray(out.attention_LBNTS[:, 0]), [
+            self.tokenizer.decode([i], specials=True) for i in ids
+        ]
 
 
 def sample(run: Prepared, params: Any) -> list[tuple[str, str]]:
