@@ -167,11 +167,11 @@ def _rule(config: Config, name: str, shape: tuple[int, ...], depth: int) -> Rule
             group = "muon"
         elif config.adam_learning_rate:
             base = config.adam_learning_rate / config.learning_rate
+    elif config.name == "adafactor" and is_stacked(name):
+        group = "adafactor per layer"
     for pattern, _, factor in (rate.rpartition(":") for rate in config.rates):
         if re.fullmatch(pattern, name):
             base *= float(factor)
-    elif config.name == "adafactor" and is_stacked(name):
-        group = "adafactor per layer"
     decay = 0.0 if _matches(config.no_decay, name) else config.weight_decay
     if is_stacked(name):
         rate = tuple(
