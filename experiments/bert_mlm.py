@@ -1,7 +1,7 @@
 """A small BERT (Devlin 2019), pretrained on the source code of Python's standard library.
 
-    jaxformer train --config experiments/bert_mlm.py
-    jaxformer train --config experiments/finetune_classify.py     what it is good for
+jaxformer train --config experiments/bert_mlm.py
+jaxformer train --config experiments/finetune_classify.py     what it is good for
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """A GPT on the characters of any text file, trained for quality per token.
 
-    jaxformer train --config experiments/gpt_char.py --config.data.source=tinyshakespeare.txt
+jaxformer train --config experiments/gpt_char.py --config.data.source=tinyshakespeare.txt
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,6 @@
 """A small GPT on the source code of Python's standard library: no download, four minutes.
 
-    launch/local.sh train experiments/quickstart.py
+launch/local.sh train experiments/quickstart.py
 """
 
 from ml_collections import ConfigDict

@@ -112,8 +112,8 @@ def _start_jax(require_platform: str | None) -> None:
             raise UserError(f"--require_platform={require_platform}: {error}") from None
         if found != require_platform:
             raise UserError(
-                f"--require_platform={require_platform}, but JAX runs on {found}; install the extra "
-                'that brings it: pip install "jaxformer[cuda]" or "jaxformer[tpu]"'
+                f"--require_platform={require_platform}, but JAX runs on {found}; install "
+                'what brings it: pip install "jaxformer[cuda]" or "jaxformer[tpu]"'
             )
 
 
@@ -228,7 +228,9 @@ def _visualize(words: list[str]) -> None:
     kinds = ("loss", "attention")
     if not words or words[0] not in kinds:
         given = words[0] if words else ""
-        raise UserError(f"visualize {given!r}: give one of {', '.join(kinds)}{suggest(given, kinds)}")
+        raise UserError(
+            f"visualize {given!r}: give one of {', '.join(kinds)}{suggest(given, kinds)}"
+        )
     from jaxformer.visualize import attention_maps, loss_curves
 
     if words[0] == "loss":

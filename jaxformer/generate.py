@@ -96,7 +96,7 @@ def generate(
     """
     stop_texts = tuple(stop for stop in config.stop if isinstance(stop, str))
     stop_ids = {*eos_ids, *(stop for stop in config.stop if not isinstance(stop, str))}
-    if (stream or stop_texts) and decode is None:
+    if decode is None and (stream or stop_texts):
         raise ValueError("streaming and stop strings need `decode`, which makes text of ids")
     if not prompts:
         return []
@@ -124,6 +124,7 @@ def generate(
     if not in_blocks:
         return _rows(state)
 
+    assert decode is not None  # checked above
     texts = [Detokenizer(decode, stop_texts) for _ in prompts]
     while True:
         rows, done_B = _rows(state), np.array(state["done"])

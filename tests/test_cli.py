@@ -1,4 +1,4 @@
-"""The command line: mistakes are told in one line, with a code other than 0, before anything runs."""
+"""The command line: mistakes are told in one line, before anything runs."""
 
 from __future__ import annotations
 

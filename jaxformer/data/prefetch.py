@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from jaxformer.data.pipeline import Split
@@ -12,7 +12,7 @@ from jaxformer.data.pipeline import Split
 
 def prefetch(
     split: Split, start: int, stop: int, seed: int, sharding: Any = None, depth: int = 2
-) -> Iterator[tuple[int, dict[str, Any]]]:
+) -> Generator[tuple[int, dict[str, Any]], None, None]:
     """Yields (step, batch on the devices) for the steps from `start` to `stop` - 1.
 
     Closing the iterator ends the thread; an exception in the thread is raised here.

@@ -83,13 +83,14 @@ def make(config: Config) -> Model:
                 positions_BT = positions_BT + index
         elif segment_ids is not None:
             mask = mask & ops.masks.segments(segment_ids)
+        bias = relative.apply({"params": params.get("relative", {})}, 0 if index is None else index)
         x_BTD = embed.apply({"params": params["embed"]}, tokens_BT, positions_BT, key=keys[0])
         out = stack.apply(
             block, params["layers"], x_BTD,
             cache=cache, index=index, key=keys[1], return_hidden=return_hidden,
             return_attention=return_attention, mask=mask, rotary=rotary(config, positions_BT),
             segment_ids_BT=segment_ids if config.short_conv else None,
-            bias=relative.apply({"params": params.get("relative", {})}, 0 if index is None else index),
+            bias=bias,
         )  # fmt: skip
         hidden = final_norm.apply({"params": params.get("final_norm", {})}, out.x_BTD)
         if cache is not None:

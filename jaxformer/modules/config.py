@@ -26,11 +26,12 @@ class TransformerConfig:
     Block: norm_position "pre" or "post"; norm (see NORMS) with norm_scale and norm_bias or without,
     norm_epsilon; qk_norm (Henry 2020) normalises each head's query and key; qk_scale is
     where a learned factor of each head's logits starts (0: there is none); attention_scale
-    multiplies queries times keys (0: 1 / sqrt(H)); attention_soft_cap and
-    logit_soft_cap (Gemma 2) squash by cap * tanh(x / cap), 0 is off; bias adds biases to the
-    attention's and the feed-forward's matmuls; activation (ops.ffn.ACTIVATIONS), gated (GLU,
-    Shazeer 2020); short_conv: width of a causal depthwise convolution on the normed input of
-    attention and of feed-forward (after Primer, So 2021; 0 is off); parallel_residual (GPT-J): attention and feed-forward read the same input;
+    multiplies queries times keys (0: 1 / sqrt(H)); attention_soft_cap and logit_soft_cap (Gemma 2)
+    squash by cap * tanh(x / cap), 0 is off; bias adds biases to the attention's and the
+    feed-forward's matmuls; activation (ops.ffn.ACTIVATIONS), gated (GLU, Shazeer 2020);
+    short_conv: width of a causal depthwise convolution on the normed input of attention and of
+    feed-forward (after Primer, So 2021; 0 is off); parallel_residual (GPT-J): attention and
+    feed-forward read the same input;
     zero_init_output starts each block as the identity (and an untied head at 0); init draws
     weights from N(0, init_std^2) ("normal"; outputs into the stream less with depth, as GPT-2), or
     with variance 1 / inputs and embeddings from N(0, 1) ("fan_in", LeCun 1998).

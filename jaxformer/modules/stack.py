@@ -68,7 +68,8 @@ def apply(
         return block.apply({"params": layer_params}, x, cache=kept, key=layer_key, **asked)
 
     def body(x, of_layer):
-        y, _, weights = layer(x, *of_layer, None)
+        layer_params, layer_key = of_layer
+        y, _, weights = layer(x, layer_params, layer_key, None)
         return constrain_batch(y), (x if return_hidden else None, weights)
 
     if cache is not None:

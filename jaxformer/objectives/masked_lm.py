@@ -27,8 +27,8 @@ LAYOUTS = ("windows", "packed", "padded")
 @dataclasses.dataclass(frozen=True)
 class Config:
     """rate: the part of a row's tokens that is predicted; of these `mask` become [MASK], `random`
-    another token, and the rest stay. chunk: predictions whose logits are held at once (0: by vocabulary
-    and platform)."""
+    another token, and the rest stay. z_loss: weight of log(Z)^2. chunk: predictions whose logits
+    are held at once (0: by vocabulary and platform)."""
 
     rate: float = 0.15
     mask: float = 0.8

@@ -46,7 +46,8 @@ def short_conv(
     padded_BSD = jnp.concatenate([history_BPD.astype(x_BTD.dtype), x_BTD], axis=1)
     if segment_ids_BT is None:
         return _convolve(padded_BSD, kernel_WD)
-    T, total = x_BTD.shape[1], 0.0
+    T = x_BTD.shape[1]
+    total = jnp.zeros(x_BTD.shape, jnp.promote_types(x_BTD.dtype, jnp.float32))
     for i in range(width):
         before_BT = jnp.pad(segment_ids_BT, ((0, 0), (i, 0)))[:, :T]
         same_BT = (before_BT == segment_ids_BT) & (segment_ids_BT != 0)

@@ -16,9 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-
-Array = jax.Array
+from jax import Array, lax
 
 
 def einsum(spec: str, a: Array, b: Array, *, out_dtype: Any = None) -> Array:

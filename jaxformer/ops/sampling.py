@@ -7,10 +7,12 @@ Shapes: B batch, V vocabulary; `..` any leading axes.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 
-Option = float | int | jax.Array  # a scalar, or an array that fits the rows [..]
+Option: TypeAlias = float | int | jax.Array  # a scalar, or an array that fits the rows [..]
 
 
 def top_k(logits_V: jax.Array, k: Option) -> jax.Array:

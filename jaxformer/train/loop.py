@@ -1,6 +1,6 @@
 """The training loop: one for every family and objective, a list of stages.
 
-A batch's way: data/pipeline.py -> train/step.py -> objectives/ -> models/ -> modules/block.py -> ops/.
+A batch's way: data/pipeline.py, train/step.py, objectives/, models/, modules/block.py, ops/.
 """
 
 from __future__ import annotations

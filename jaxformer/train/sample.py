@@ -69,10 +69,9 @@ class Speaker(NamedTuple):
           UserError: a text without tokens, or longer than the model reads.
         """
         ids = self.tokenizer.encode(text, specials=self.tokenizer.cls_id >= 0)
-        if not 0 < len(ids) <= self.model.config.max_length:
-            raise UserError(
-                f"--text has {len(ids)} tokens; this model reads 1 to {self.model.config.max_length}"
-            )
+        most = self.model.config.max_length
+        if not 0 < len(ids) <= most:
+            raise UserError(f"--text has {len(ids)} tokens; this model reads 1 to {most}")
         batch = {"tokens": jnp.asarray([ids], jnp.int32)}
         out = jax.jit(self.model.apply, static_argnames="return_attention")(
             params, batch, return_attention=True

@@ -107,9 +107,14 @@ def test_llama(tokens):
     """RMS norm, RoPE in halves, grouped queries, SwiGLU, no biases, own head."""
     K, F = 2, 40
     config = transformers.LlamaConfig(
-        vocab_size=V, hidden_size=D, intermediate_size=F, num_hidden_layers=L,
-        num_attention_heads=N, num_key_value_heads=K, max_position_embeddings=32,
-    )  # fmt: skip
+        vocab_size=V,
+        hidden_size=D,
+        intermediate_size=F,
+        num_hidden_layers=L,
+        num_attention_heads=N,
+        num_key_value_heads=K,
+        max_position_embeddings=32,
+    )
     theirs = transformers.LlamaForCausalLM(config)
     randomise(theirs)
     block = "model.layers.{}."
@@ -152,7 +157,7 @@ def test_llama(tokens):
             gated=True,
             positions="rope",
             tie_embeddings=False,
-        )  # fmt: skip
+        )
     )
     same_tree(model, params)
     logits = model.logits(params, model.apply(params, {"tokens": jnp.array(tokens)}).hidden_BTD)
@@ -162,9 +167,13 @@ def test_llama(tokens):
 def test_bert(tokens):
     """Post-norm, token types, embedding norm, erf GELU, masked head tied with its own bias."""
     config = transformers.BertConfig(
-        vocab_size=V, hidden_size=D, num_hidden_layers=L, num_attention_heads=N,
-        intermediate_size=4 * D, max_position_embeddings=16,
-    )  # fmt: skip
+        vocab_size=V,
+        hidden_size=D,
+        num_hidden_layers=L,
+        num_attention_heads=N,
+        intermediate_size=4 * D,
+        max_position_embeddings=16,
+    )
     theirs = transformers.BertForMaskedLM(config)
     randomise(theirs)
     embeddings, head = theirs.bert.embeddings, theirs.cls.predictions
@@ -218,9 +227,12 @@ def test_bert(tokens):
     valid = np.arange(T) < np.array([[T], [7]])
     out = model.apply(
         params,
-        {"tokens": jnp.array(tokens), "token_types": jnp.array(types),
-         "segment_ids": jnp.array(valid, jnp.int32)},
-    )  # fmt: skip
+        {
+            "tokens": jnp.array(tokens),
+            "token_types": jnp.array(types),
+            "segment_ids": jnp.array(valid, jnp.int32),
+        },
+    )
     expected = theirs(
         torch.tensor(tokens), token_type_ids=torch.tensor(types), attention_mask=torch.tensor(valid)
     ).logits

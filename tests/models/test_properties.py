@@ -54,11 +54,10 @@ def test_causal_by_gradient(positions):
 
 
 SLOW = pytest.mark.slow
+OTHERS = (GPT, {**GPT, "positions": "alibi"}, {**GPT, "positions": "t5"})
 
 
-@pytest.mark.parametrize("keys", [LLAMA, pytest.param(GPT, marks=SLOW),
-                                  pytest.param({**GPT, "positions": "alibi"}, marks=SLOW),
-                                  pytest.param({**GPT, "positions": "t5"}, marks=SLOW)])  # fmt: skip
+@pytest.mark.parametrize("keys", [LLAMA, *(pytest.param(keys, marks=SLOW) for keys in OTHERS)])
 def test_decode_equals_forward(keys):
     """Prefill of 4 tokens and then one at a time, against all at once."""
     model, params = make(**keys)

@@ -39,9 +39,7 @@ def test_optimizer_state_lies_with_its_parameter(name):
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     config = optimizer.Config(name=name)
     made = mesh.make(MESH)
-    state = states.abstract(
-        model, optimizer.make_optimizer(config, 10, shapes), made, ema=True
-    )
+    state = states.abstract(model, optimizer.make_optimizer(config, 10, shapes), made, ema=True)
     matrix = shapes["layers"]["attention"]["q"].shape
     moments = [
         leaf

@@ -72,7 +72,8 @@ def compare(one, other):
 
 
 @pytest.mark.parametrize(
-    "goal", ["masked_lm", *(pytest.param(g, marks=pytest.mark.slow) for g in ("causal_lm", "classify"))]
+    "goal",
+    ["masked_lm", *(pytest.param(g, marks=pytest.mark.slow) for g in ("causal_lm", "classify"))],
 )
 def test_accumulation(goal):
     """1 part or 4, though parts hold unequal numbers of real tokens."""
@@ -154,7 +155,7 @@ def test_two_by_two_devices_equal_one():
 
 
 def test_a_step_that_is_not_finite_changes_nothing():
-    model, loss_fn, params = setup("causal_lm")
+    _, loss_fn, params = setup("causal_lm")
     optimizer = optax.adam(0.1)
 
     def broken(params, batch, key, train):

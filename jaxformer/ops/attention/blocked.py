@@ -18,13 +18,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from jaxformer.ops import masks
 from jaxformer.ops.attention import scores
 from jaxformer.ops.masks import Mask
-
-Array = jax.Array
 
 
 class _Block(NamedTuple):
@@ -123,6 +121,7 @@ def _backward(blocks, scale, residuals, g_BTNH):
         g_BKHq = _transposed(g_BKqH, (0, 1, 3, 2))
         d_k_BKHS = _add(d_k_BKHS, _dot(q_BKHq, d_logits_BKqs), block, S)
         d_v_BKHS = _add(d_v_BKHS, _dot(g_BKHq, p_BKqs), block, S)
+    assert d_k_BKHS is not None and d_v_BKHS is not None  # there is at least one block
     d_q_BKGTH = d_q[0] if len(d_q) == 1 else jnp.concatenate(d_q, axis=3)
     d_q_BTNH = d_q_BKGTH.reshape(B, N, T, H).astype(dtype).swapaxes(1, 2)
     d_k_BSKH = d_k_BKHS.astype(k_BSKH.dtype).transpose(0, 3, 1, 2)

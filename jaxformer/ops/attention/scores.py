@@ -126,9 +126,9 @@ def add_bias_gradient(
 def bias_cotangent(bias: Any, gradient: list[jax.Array]) -> Any:
     """Returns the gradient in the bias's own structure, None where it has integers."""
     leaves, structure = jax.tree.flatten(bias)
-    gradient = iter(gradient)
+    given = iter(gradient)
     return structure.unflatten(
-        [next(gradient).astype(x.dtype) if _is_float(x) else None for x in leaves]
+        [next(given).astype(x.dtype) if _is_float(x) else None for x in leaves]
     )
 
 
