@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
                 name="muon", learning_rate=0.02, adam_learning_rate=0.003, weight_decay=0.0,
                 schedule="linear", warmup_steps=100, final_fraction=0.0,
             ),
-            train=dict(steps=6000, eval_every=1000, eval_tokens=65536),
+            train=dict(steps=3000, eval_every=1000, eval_tokens=65536),
             checkpoint=dict(every=1000, keep=1, keep_best=0),
         )
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A small GPT on the source code of Python's standard library: no download, four minutes.
+"""A small GPT on the source code of Python's standard library: no download.
 
 launch/local.sh train experiments/quickstart.py
 """
@@ -11,16 +11,18 @@ def get_config() -> ConfigDict:
         dict(
             data=dict(source="stdlib", tokenizer="bpe:2048", seq_len=128, batch_size=8),
             model=dict(
-                family="decoder", num_layers=4, width=160, num_heads=5, positions="rope",
-                norm="rms_norm", qk_norm=True, bias=False, activation="relu2", embed_norm=True,
-                zero_init_output=True, tie_embeddings=False, compute_dtype="bfloat16",
+                family="decoder", num_layers=4, width=160, num_heads=4, positions="rope",
+                norm="rms_norm", norm_scale=False, norm_epsilon=1e-6, embed_norm=True,
+                qk_norm=True, qk_scale=2.0, short_conv=4, activation="relu2", bias=False,
+                tie_embeddings=False, init="fan_in", zero_init_output=True,
+                compute_dtype="bfloat16",
             ),
             optimizer=dict(
-                name="muon", learning_rate=0.02, adam_learning_rate=0.004, weight_decay=0.0,
-                schedule="linear", warmup_steps=20, final_fraction=0.0,
+                name="muon", learning_rate=0.02, adam_learning_rate=0.01, rates=("head/.*:0.4",),
+                eps=1e-10, weight_decay=0.0, schedule="linear", warmup_steps=0, final_fraction=0.0,
             ),
-            train=dict(steps=600, eval_every=200, eval_tokens=32768),
-            checkpoint=dict(every=200, keep=1, keep_best=0),
-            generate=dict(prompts=("def ",), max_new_tokens=120, temperature=0.7),
+            train=dict(steps=500, eval_every=100, eval_tokens=16384),
+            checkpoint=dict(every=250, keep=1, keep_best=0),
+            generate=dict(prompts=("def ",), max_new_tokens=150, temperature=0.7),
         )
     )  # fmt: skip

@@ -147,7 +147,7 @@ def _next_commands(workdir: str, chosen: Any) -> tuple[str, ...]:
     prompts = [str(p).strip() for p in chosen.get("generate", {}).get("prompts", ())]
     words = [f"jaxformer evaluate --workdir {workdir}"]
     if speaks:
-        words.append(f"jaxformer generate --workdir {workdir} --prompt {(prompts or ['The'])[0]!r}")
+        words.append(f"jaxformer generate --workdir {workdir} --prompt {next(filter(None, prompts), 'The')!r}")
     words.append(f"jaxformer visualize loss {workdir} --out loss.png")
     return tuple(words)
 

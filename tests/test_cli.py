@@ -59,7 +59,7 @@ def run(*words: str) -> int:
         ([*CONFIG, "--config.data.source=no/such.txt"], "no/such.txt"),
         ([*CONFIG, "--config.mesh.data=3"], "multiplies to 3, but there are 8 devices"),
         ([*CONFIG, "--config.data.batch_size=6"], "data x fsdp = 8 does not divide"),
-        ([*CONFIG, "--config.mesh.data=1", "--config.mesh.tensor=8"], "model.num_heads=5"),
+        ([*CONFIG, "--config.mesh.data=1", "--config.mesh.tensor=8"], "model.num_heads=4"),
         ([*CONFIG, "--require_platform=tpu"], "JAX runs on cpu"),
         (["generate"], "generate needs --workdir"),
         (["generate", "--workdir", "no/such/run"], "no such folder"),
