@@ -98,6 +98,11 @@ def _start_jax(require_platform: str | None) -> None:
     """Turns the persistent compilation cache on, so that a second start compiles nothing."""
     import jax
 
+    from jaxformer.train.memory import keep_freed_memory
+
+    accelerators = ("/dev/nvidia0", "/dev/accel0", "/dev/vfio", "/dev/kfd")
+    if os.environ.get("JAX_PLATFORMS") == "cpu" or not any(map(os.path.exists, accelerators)):
+        keep_freed_memory()
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         from jaxformer.data import Config
 
@@ -147,7 +152,9 @@ def _next_commands(workdir: str, chosen: Any) -> tuple[str, ...]:
     prompts = [str(p).strip() for p in chosen.get("generate", {}).get("prompts", ())]
     words = [f"jaxformer evaluate --workdir {workdir}"]
     if speaks:
-        words.append(f"jaxformer generate --workdir {workdir} --prompt {next(filter(None, prompts), 'The')!r}")
+        words.append(
+            f"jaxformer generate --workdir {workdir} --prompt {next(filter(None, prompts), 'The')!r}"
+        )
     words.append(f"jaxformer visualize loss {workdir} --out loss.png")
     return tuple(words)
 

@@ -5,6 +5,7 @@ Shapes: D model width, F feed-forward width; `...` anything (usually B batch, T 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -28,9 +29,26 @@ def gelu(x: jax.Array) -> jax.Array:
     return jax.nn.gelu(x, approximate=False)
 
 
+@jax.custom_jvp
 def gelu_tanh(x: jax.Array) -> jax.Array:
     """GELU's tanh approximation (Hendrycks & Gimpel, 2016, eq. 2; GPT-2, Gemma)."""
-    return jax.nn.gelu(x, approximate=True)
+    return _gelu_tanh(x)[0].astype(x.dtype)
+
+
+@gelu_tanh.defjvp
+def _gelu_tanh_jvp(primals, tangents):
+    # Autodiff would keep several float32 arrays of the hidden width; this keeps the slope, once.
+    (x,), (d_x,) = primals, tangents
+    y, slope = _gelu_tanh(x)
+    return y.astype(x.dtype), d_x * slope.astype(x.dtype)
+
+
+def _gelu_tanh(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The value and the slope, in float32 at least."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    c, a = math.sqrt(2.0 / math.pi), 0.044715
+    t = jnp.tanh(c * x * (1 + a * x * x))
+    return 0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * a * x * x)
 
 
 # Gated with "silu" is SwiGLU, with "gelu" GEGLU, "relu" ReGLU, "sigmoid" GLU, "identity" Bilinear.
