@@ -152,9 +152,8 @@ def _next_commands(workdir: str, chosen: Any) -> tuple[str, ...]:
     prompts = [str(p).strip() for p in chosen.get("generate", {}).get("prompts", ())]
     words = [f"jaxformer evaluate --workdir {workdir}"]
     if speaks:
-        words.append(
-            f"jaxformer generate --workdir {workdir} --prompt {next(filter(None, prompts), 'The')!r}"
-        )
+        prompt = next(filter(None, prompts), "The")
+        words.append(f"jaxformer generate --workdir {workdir} --prompt {prompt!r}")
     words.append(f"jaxformer visualize loss {workdir} --out loss.png")
     return tuple(words)
 
