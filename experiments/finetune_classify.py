@@ -23,9 +23,9 @@ def get_config() -> ConfigDict:
             objective=dict(name="classify"),
             optimizer=dict(
                 name="adamw", learning_rate=1e-3, weight_decay=0.01, layer_decay=0.9,
-                schedule="linear", warmup_steps=50, final_fraction=0.0,
+                schedule="linear", warmup_steps=15, final_fraction=0.0,
             ),
-            train=dict(steps=400, eval_every=100, init_from="runs/bert_mlm"),
+            train=dict(steps=150, eval_every=50, init_from="runs/bert_mlm"),
             checkpoint=dict(every=0, keep=1, keep_best=0),
         )
     )  # fmt: skip
