@@ -100,6 +100,7 @@ def test_cached_logits_equal_the_full_forward(family):
         np.testing.assert_allclose(cached[row], full[row, start : start + 6], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [GREEDY, WARM])
 def test_batch_mates_and_padding_never_change_a_row(gpt, config):
     key = jax.random.key(7)

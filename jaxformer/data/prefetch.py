@@ -11,7 +11,13 @@ from jaxformer.data.pipeline import Split
 
 
 def prefetch(
-    split: Split, start: int, stop: int, seed: int, sharding: Any = None, depth: int = 2
+    split: Split,
+    start: int,
+    stop: int,
+    seed: int,
+    sharding: Any = None,
+    depth: int = 2,
+    every: int = 1,
 ) -> Generator[tuple[int, dict[str, Any]], None, None]:
     """Yields (step, batch on the devices) for the steps from `start` to `stop` - 1.
 
@@ -25,6 +31,7 @@ def prefetch(
       sharding: of the batch axis (a jax Sharding whose spec names the first axis only), or None for
         the default device. With several processes each loads the rows of its own devices.
       depth: how many batches wait at most.
+      every: yield each so many steps only.
     """
     ready: queue.Queue = queue.Queue(maxsize=depth)
     closed = threading.Event()
@@ -40,7 +47,7 @@ def prefetch(
 
     def work():
         try:
-            for step in range(start, stop):
+            for step in range(start, stop, every):
                 if not offer((step, to_devices(split, step, seed, sharding), None)):
                     return
             offer((stop, None, None))

@@ -160,13 +160,14 @@ def _steps(
 def evaluate_split(
     run: Prepared, eval_fn: Callable, params: Any, tokens: int = 0
 ) -> dict[str, float]:
-    """Returns the means over the validation split, or over its first `tokens` tokens if not 0."""
-    split, wanted = run.dataset.validation, tokens
-    batch_tokens = run.experiment.data.batch_size * run.experiment.data.seq_len
-    count = split.num_batches
-    if wanted:
-        count = max(1, min(count, -(-wanted // batch_tokens)))
-    batches = data.prefetch(split, 0, count, run.experiment.seed, run.batch_sharding)
+    """Returns the means over the validation split, or over `tokens` tokens spread over all of it."""
+    split, every = run.dataset.validation, 1
+    stop = split.num_batches
+    if tokens:
+        wanted = -(-tokens // (run.experiment.data.batch_size * run.experiment.data.seq_len))
+        every = max(1, split.num_batches // wanted)
+        stop = min(stop, every * wanted)
+    batches = data.prefetch(split, 0, stop, run.experiment.seed, run.batch_sharding, every=every)
     with contextlib.closing(batches):
         return evaluate(eval_fn, params, batches, bytes_per_token=run.dataset.info.bytes_per_token)
 

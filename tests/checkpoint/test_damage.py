@@ -60,6 +60,7 @@ def _table_file(step: Path, state: dict) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_is_restored_silently(folder, states, tmp_path):
     """Bits drawn uniformly over all bytes of all files: arrays, metadata, manifests, checksums."""
     draw = random.Random(0)

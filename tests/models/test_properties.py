@@ -199,6 +199,7 @@ def test_bad_config_is_one_line(keys, words):
 SHORT = dict(LLAMA, short_conv=4)
 
 
+@pytest.mark.slow
 def test_short_convolution_decodes_packs_and_stays_causal():
     """Its filter sees the last tokens of the same text only: cached, packed or left-padded."""
     test_decode_equals_forward(SHORT)

@@ -182,6 +182,7 @@ def test_keys_that_are_surely_masked_are_not_even_read(backend):
     assert np.isfinite(out[:, :4]).all() and np.isnan(out[:, 8:]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_dropout_is_one_scaled_mask_in_both_directions(backend):
     rate, key, n = 0.3, jax.random.key(9), 24
@@ -234,6 +235,7 @@ def test_bfloat16_costs_only_its_own_rounding(backend):
         assert np.linalg.norm(a - b) < 0.01 * np.linalg.norm(b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_transformations_change_nothing(backend):
     fn = functools.partial(attention, mask=masks.causal(2), backend=backend, **CHUNKS)

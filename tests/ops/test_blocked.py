@@ -89,6 +89,7 @@ def test_a_row_that_sees_nothing_is_exactly_zero():
     assert out[:, 10:].any()
 
 
+@pytest.mark.slow
 def test_vmap_and_remat_agree_with_the_plain_call():
     q, k, v, g = inputs(heads=N)
     plain = outcome(masks.causal(), 8, q, k, v, g)

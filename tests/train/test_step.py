@@ -71,6 +71,7 @@ def compare(one, other):
     jax.tree.map(close, grads, other_grads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "goal",
     ["masked_lm", *(pytest.param(g, marks=pytest.mark.slow) for g in ("causal_lm", "classify"))],
@@ -148,6 +149,7 @@ def test_eight_devices_equal_one(goal, name):
         close(other["ema"]["embed"]["tokens"], state["ema"]["embed"]["tokens"], 1e-3)
 
 
+@pytest.mark.slow
 def test_two_by_two_devices_equal_one():
     expected, _ = run_steps("causal_lm", (1, 1, 1))
     losses, _ = run_steps("causal_lm", (1, 2, 2), accumulate=2)
@@ -174,6 +176,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
     assert not np.array_equal(after["params"]["embed"]["tokens"], params["embed"]["tokens"])
 
 
+@pytest.mark.slow
 def test_the_key_is_of_seed_and_step_only():
     """Dropout draws anew at each step, and the same again when the step is made again."""
     model = decoder.make(decoder.Config(**KEYS, dropout=0.3))
