@@ -160,7 +160,7 @@ def _steps(
 def evaluate_split(
     run: Prepared, eval_fn: Callable, params: Any, tokens: int = 0
 ) -> dict[str, float]:
-    """Returns the means over the validation split, or over `tokens` tokens spread over all of it."""
+    """Returns the means over the validation split, or `tokens` tokens spread over all of it."""
     split, every = run.dataset.validation, 1
     stop = split.num_batches
     if tokens:
