@@ -21,6 +21,7 @@ def test_the_notebook_runs(monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the kernel's own backend puts out pictures
+    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[2]))  # this jaxformer, installed or not
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     runner = nbclient.NotebookClient(
         notebook,

@@ -241,16 +241,17 @@ def test_transformations_change_nothing(backend):
     fn = functools.partial(attention, mask=masks.causal(2), backend=backend, **CHUNKS)
     want = jax.jit(fn)(Q, KEYS, V)
     np.testing.assert_allclose(fn(Q, KEYS, V), want, atol=1e-6)
-    mapped = jax.vmap(lambda *x: fn(*(y[None] for y in x))[0])(Q, KEYS, V)
+    mapped = jax.jit(jax.vmap(lambda *x: fn(*(y[None] for y in x))[0]))(Q, KEYS, V)
     np.testing.assert_allclose(mapped, want, atol=1e-6)
     _, scanned = jax.lax.scan(lambda c, x: (c, fn(*(y[None] for y in x))[0]), None, (Q, KEYS, V))
     np.testing.assert_allclose(scanned, want, atol=1e-6)
-    kept = jax.grad(lambda q: fn(q, KEYS, V).sum())(Q)
-    remat = jax.grad(lambda q: jax.checkpoint(fn)(q, KEYS, V).sum())(Q)
+    kept = jax.jit(jax.grad(lambda q: fn(q, KEYS, V).sum()))(Q)
+    remat = jax.jit(jax.grad(lambda q: jax.checkpoint(fn)(q, KEYS, V).sum()))(Q)
     np.testing.assert_allclose(remat, kept, atol=1e-6)
 
 
 def test_scale_may_be_learned():
+    @functools.partial(jax.jit, static_argnums=1)
     def loss(scale, backend):
         return (attention(Q, KEYS, V, scale=scale, backend=backend, **CHUNKS) ** 2).sum()
 
@@ -267,8 +268,8 @@ def test_single_queries_and_keys(shape):
     bias = positions.t5_relative_bias(TABLE)
     want, _ = reference.attention(q, k, v, bias=bias.block(range(t), range(s)))
     for backend in BACKENDS:
-        out = attention(q, k, v, bias=bias, backend=backend, **CHUNKS)
-        np.testing.assert_allclose(out, want, atol=2e-6)
+        fn = jax.jit(functools.partial(attention, bias=bias, backend=backend, **CHUNKS))
+        np.testing.assert_allclose(fn(q, k, v), want, atol=2e-6)
 
 
 def test_mistakes_are_named():
