@@ -15,8 +15,8 @@ from jaxformer.ops.attention import attention
 N, H = 2, 8
 
 
-def step(length, mask, bias):
-    """Forward and backward of chunked attention over `length`, for tracing only."""
+def step(length, mask, bias, backend="chunked"):
+    """Forward and backward of attention over `length`, for tracing only."""
 
     def loss(q, k, v, table):
         added = {
@@ -26,7 +26,7 @@ def step(length, mask, bias):
         }[bias]
         out = attention(
             q, k, v, mask=mask, bias=added, soft_cap=5.0, dropout_rate=0.1, key=jax.random.key(0),
-            backend="chunked", query_chunk=64, key_chunk=48,
+            backend=backend, query_chunk=64, key_chunk=48,
         )  # fmt: skip
         return (out**2).sum()
 
@@ -38,8 +38,9 @@ def step(length, mask, bias):
 def largest(jaxpr):
     """The most elements of any array in a jaxpr and all that it calls."""
     sizes = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars if hasattr(v.aval, "size")]
-    inner = [largest(sub) for eqn in jaxpr.eqns for sub in jax.core.jaxprs_in_params(eqn.params)]
-    return max([*sizes, *inner, 0])
+    called = [x for eqn in jaxpr.eqns for x in jax.tree.leaves(list(eqn.params.values()))]
+    called = [getattr(x, "jaxpr", x) for x in called]  # closed or open
+    return max([*sizes, *(largest(x) for x in called if hasattr(x, "eqns")), 0])
 
 
 @pytest.mark.parametrize(
@@ -56,6 +57,11 @@ def test_no_array_of_queries_by_keys_is_ever_made(name, bias):
     }[name]
     fn, inputs = step(length, mask, bias)
     assert largest(jax.make_jaxpr(fn)(*inputs).jaxpr) < length * length / 25
+
+
+def test_dense_attention_does_make_one():
+    fn, inputs = step(1000, None, "none", "dense")
+    assert largest(jax.make_jaxpr(fn)(*inputs).jaxpr) >= N * 1000 * 1000
 
 
 def test_compiled_memory_grows_linearly():
