@@ -2,6 +2,8 @@
 
 jaxformer train --config experiments/bert_mlm.py
 jaxformer train --config experiments/finetune_classify.py     what it is good for
+
+Time: 14 minutes on one shared CPU core. Score: validation loss 3.35 nats a hidden token.
 """
 
 from ml_collections import ConfigDict

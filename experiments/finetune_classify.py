@@ -1,9 +1,13 @@
 """Which package of the standard library is this snippet from? BERT fine-tuned, and from scratch.
 
-    jaxformer train --config experiments/bert_mlm.py
-    jaxformer train --config experiments/finetune_classify.py
-    jaxformer train --config experiments/finetune_classify.py --workdir runs/from_scratch \
-        --config.train.init_from=
+jaxformer train --config experiments/bert_mlm.py
+jaxformer train --config experiments/finetune_classify.py
+jaxformer train --config experiments/finetune_classify.py --workdir runs/from_scratch \\
+    --config.train.init_from=
+
+Eleven packages, snippets of eight lines, 4,800 of them to learn from; the largest package has 22 %.
+Files to test on were not pretrained on. Time: 35 s each on one shared CPU core. Score: accuracy
+0.601 (loss 1.303) after pretraining, accuracy 0.464 (loss 1.586) from scratch: a gain of 0.137.
 """
 
 from ml_collections import ConfigDict
