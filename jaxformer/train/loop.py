@@ -134,9 +134,9 @@ def _steps(
             state, values = step_fn(state, batch)
             step = index + 1
             pending.append((step, values))
-            last = step == settings.steps
+            last, stopping = step == settings.steps, bool(stop)  # once: a signal may come below
             evaluating = last or bool(settings.eval_every and step % settings.eval_every == 0)
-            saving = last or bool(stop) or bool(every and step % every == 0)
+            saving = last or stopping or bool(every and step % every == 0)
             if saving or evaluating or step % settings.log_every == 0:
                 flush()
             means = {}
@@ -147,12 +147,12 @@ def _steps(
             if saving:
                 checkpointer.save(
                     step, state, run_config=run.config.to_dict(), metric=means.get("loss"),
-                    force=last or bool(stop),
+                    force=last or stopping,
                 )  # fmt: skip
             if settings.sample_every and step % settings.sample_every == 0 and run.can_generate:
                 for prompt, text in sample(run, state.get("ema", state["params"])):
                     reporter.sample(step, prompt, text)
-            if stop:
+            if stopping:
                 break
     return state
 
