@@ -69,6 +69,7 @@ def generate(
     decode: Callable[[list[int]], str] | None = None,
     eos_ids: Sequence[int] = (),
     bos_id: int = -1,
+    num_ids: int = 0,
 ) -> list[list[int]]:
     """Continues every prompt by up to `config.max_new_tokens` tokens.
 
@@ -86,6 +87,8 @@ def generate(
       decode: token ids -> text; needed by `stream` and by stop strings.
       eos_ids: token ids that end a row, beside the ids in `config.stop`.
       bos_id: the token that begins a text; -1 for none.
+      num_ids: the tokenizer's vocabulary, where the model's is padded beyond it: the ids from here
+        on are never drawn. 0: there is no padding.
 
     Returns:
       The new token ids of each row, without the stop.
@@ -110,6 +113,7 @@ def generate(
         top_k=config.top_k,
         top_p=config.top_p,
         min_p=config.min_p,
+        num_ids=num_ids or model.config.vocab_size,
     )
     key = jax.random.key(config.seed) if key is None else key
     temperature = np.float32(config.temperature)
@@ -189,6 +193,7 @@ class _Options(NamedTuple):
     top_k: int
     top_p: float
     min_p: float
+    num_ids: int
 
 
 def _check(config, prompts, max_new_tokens: int, bos_id: int, eos_ids) -> list[list[int]]:
@@ -296,6 +301,8 @@ def _loop(model, options, params, state, key, temperature, stop_ids_E, until):
 def _draw(options, state, logits_BV, key, temperature, stop_ids_E):
     """Draws the next token of each row; rows that are done keep still."""
     step, done_B = state["step"], state["done"]
+    padding_V = jnp.arange(logits_BV.shape[-1]) >= options.num_ids
+    logits_BV = jnp.where(padding_V, -jnp.inf, logits_BV)
     if options.greedy:
         token_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     else:

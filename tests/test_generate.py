@@ -190,6 +190,14 @@ def test_mistakes_are_told_in_one_line(gpt):
             Config(**wrong)
 
 
+def test_the_padding_of_the_vocabulary_is_never_drawn(gpt):
+    """Of 2 ids only these 2 are drawn, though the model knows more."""
+    model, params = gpt
+    hot = Config(max_new_tokens=20, temperature=5.0)
+    rows = generate(model, params, [[1], [0]], hot, num_ids=2)
+    assert {token for row in rows for token in row} <= {0, 1}
+
+
 def test_an_empty_prompt_starts_from_bos_or_else_eos(gpt):
     want = generate(*gpt, [[4]], GREEDY)
     assert generate(*gpt, [[]], GREEDY, bos_id=4) == want

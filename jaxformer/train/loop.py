@@ -54,7 +54,6 @@ def train(chosen: ConfigDict, workdir: str | Path, *, hints: tuple[str, ...] = (
     with WorkdirLock(workdir), contextlib.ExitStack() as stack:
         stop = stack.enter_context(listen())
         run = prepare(chosen, say=print)
-        stack.enter_context(jax.set_mesh(run.mesh))
         total = run.experiment.train.steps
 
         optimizer = make_optimizer(run.experiment.optimizer, total, run.param_shapes)
@@ -82,6 +81,7 @@ def train(chosen: ConfigDict, workdir: str | Path, *, hints: tuple[str, ...] = (
         reporter.parameters(run.param_shapes, describe(run.experiment.optimizer, run.param_shapes))
         if restored is not None:
             reporter.stage(f"resumes at step {first} of {total}")
+        stack.enter_context(jax.set_mesh(run.mesh))
         if first < total:
             step_fn = _compile(run, optimizer, abstract, reporter)
             eval_fn = jax.jit(make_eval_step(run.loss_fn, seed=run.experiment.seed))

@@ -59,6 +59,7 @@ class Speaker(NamedTuple):
             decode=self.tokenizer.decode,
             eos_ids=[self.tokenizer.eos_id] if self.tokenizer.eos_id >= 0 else [],
             bos_id=self.tokenizer.bos_id,
+            num_ids=self.tokenizer.vocab_size,
         )
         return [self.tokenizer.decode(row) for row in tokens]
 
