@@ -129,7 +129,7 @@ def test_rows_stop_at_a_stop_token_and_the_others_go_on(gpt):
 def test_the_loop_ends_early_when_all_rows_have_stopped(gpt):
     model, params = gpt
     tokens, valid = generation._left_pad(PROMPTS)
-    options = generation._Options(tokens.shape[1] + 64, 64, True, 0, 1.0, 0.0)
+    options = generation._Options(tokens.shape[1] + 64, 64, True, 0, 1.0, 0.0, V)
     everything = np.arange(V, dtype=np.int32)
     state = generation._begin(
         model, options, params, tokens, valid, jax.random.key(0), np.float32(0), everything,

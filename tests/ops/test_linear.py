@@ -85,8 +85,10 @@ def dots(jaxpr):
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             yield eqn
-        for inner in jax.core.jaxprs_in_params(eqn.params):
-            yield from dots(inner)
+        for value in jax.tree.leaves(list(eqn.params.values())):
+            inner = getattr(value, "jaxpr", value)  # closed or open
+            if hasattr(inner, "eqns"):
+                yield from dots(inner)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
