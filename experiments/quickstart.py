@@ -2,8 +2,8 @@
 
 launch/local.sh train experiments/quickstart.py
 
-Time: 1.5 minutes on 2 CPU cores, and half a minute more from a bare machine. Score: validation loss
-4.06 nats a token (a model that looks at no context has 6.30).
+Time: 65 s on 2 CPU cores, and about a minute more from a bare machine. Score: validation loss 3.66
+nats a token (a model that looks at no context has 6.30).
 """
 
 from ml_collections import ConfigDict
