@@ -17,7 +17,7 @@ from jaxformer.train import state as states
 from jaxformer.train.experiment import Experiment, build, check_mesh
 from jaxformer.train.optimizer import describe, make_optimizer
 from jaxformer.train.prepare import prepare
-from jaxformer.train.step import make_train_step
+from jaxformer.train.step import compile_train_step
 
 
 def dry_run(chosen: ConfigDict) -> dict[str, int]:
@@ -42,13 +42,9 @@ def dry_run(chosen: ConfigDict) -> dict[str, int]:
     print(log.parameter_table(params, describe(settings.optimizer, params)))
     for name, leaf in batch.items():
         print(f"batch {name} {leaf.dtype}{list(leaf.shape)}")
-    step = make_train_step(
-        loss_fn, optimizer, seed=settings.seed, accumulate=settings.train.accumulate,
-        ema_decay=settings.optimizer.ema_decay,
-    )  # fmt: skip
     with jax.set_mesh(mesh):
-        jitted = jax.jit(step, donate_argnums=0, out_shardings=(states.shardings(abstract), None))
-        plan = jitted.lower(abstract, batch).compile().memory_analysis()
+        compiled = compile_train_step(settings, loss_fn, optimizer, abstract, batch)
+    plan = compiled.memory_analysis()
     sizes = {
         "state": _device_bytes(abstract),
         "batch": _device_bytes(batch),

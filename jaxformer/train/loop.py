@@ -24,7 +24,7 @@ from jaxformer.train import state as states
 from jaxformer.train.optimizer import describe, make_optimizer, make_schedule
 from jaxformer.train.prepare import Prepared, prepare
 from jaxformer.train.sample import sample
-from jaxformer.train.step import make_train_step
+from jaxformer.train.step import compile_train_step
 from jaxformer.train.stop import StopRequest, listen
 
 # What may differ between a checkpoint and the run that goes on from it: nothing that the batches
@@ -174,15 +174,11 @@ def evaluate_split(
 
 def _compile(run: Prepared, optimizer, abstract: states.State, reporter: log.Reporter) -> Callable:
     """Returns the compiled, donated step, told about while it is made."""
-    settings = run.experiment.train
-    step = make_train_step(
-        run.loss_fn, optimizer, seed=run.experiment.seed, accumulate=settings.accumulate,
-        ema_decay=run.experiment.optimizer.ema_decay,
-    )  # fmt: skip
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(states.shardings(abstract), None))
     reporter.stage("compiling…")
     begin = time.perf_counter()
-    compiled = jitted.lower(abstract, run.batch_shapes).compile()
+    compiled = compile_train_step(
+        run.experiment, run.loss_fn, optimizer, abstract, run.batch_shapes
+    )
     reporter.stage(f"compiled in {time.perf_counter() - begin:.1f} s")
     return compiled
 

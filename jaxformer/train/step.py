@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxformer.train.experiment import Experiment
 from jaxformer.train.optimizer import update_ema
-from jaxformer.train.state import State
+from jaxformer.train.state import State, shardings
 
 Metrics = dict[str, tuple[jax.Array, jax.Array]]
 LossFn = Callable[..., tuple[jax.Array, Metrics]]
@@ -65,6 +66,25 @@ def make_train_step(
         return {"step": state["step"] + 1, **new}, metrics
 
     return step
+
+
+def compile_train_step(
+    settings: Experiment,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    state: State,
+    batch: dict[str, jax.ShapeDtypeStruct],
+) -> jax.stages.Compiled:
+    """Returns the experiment's step, compiled for a state and batch of these shapes and shardings.
+
+    The state that it is called with is donated. Call it within `jax.set_mesh(...)`.
+    """
+    step = make_train_step(
+        loss_fn, optimizer, seed=settings.seed, accumulate=settings.train.accumulate,
+        ema_decay=settings.optimizer.ema_decay,
+    )  # fmt: skip
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings(state), None))
+    return jitted.lower(state, batch).compile()
 
 
 def gradients(
