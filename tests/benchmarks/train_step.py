@@ -165,6 +165,9 @@ def torch_side(shape: Shape, variant: str):
 
 def jax_side(shape: Shape, variant: str):
     """Returns step(tokens [B, T+1]) -> loss, a float, for jaxformer."""
+    from jaxformer.train.memory import keep_freed_memory
+
+    keep_freed_memory()  # as `jaxformer train` does, before jax starts its threads
     import jax
     import jax.numpy as jnp
 

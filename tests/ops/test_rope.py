@@ -40,6 +40,7 @@ X = jax.random.normal(jax.random.key(0), (2, 5, 3, H))
     ],
 )
 def test_frequencies_are_those_of_transformers(scaling, theirs, mine, theirs_at):
+    pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
