@@ -7,7 +7,8 @@ clipping to norm 1, AdamW with weight decay on matrices. Their losses over the f
 agree before anything is timed. PyTorch runs its scaled_dot_product_attention and fused AdamW, eager
 and compiled, in float32 and under bf16 autocast; jaxformer runs the library's own decoder,
 objective, optimizer and step. Each side lives in its own process; they take turns, one round each,
-so that both see the same weather, and the medians are compared.
+so that both see the same weather, and the medians are compared. jaxformer's process keeps freed
+memory, as `jaxformer train` does; `--keep-memory` gives PyTorch's the same setting.
 
 Shapes: B batch, T time, L layers, D model width, N heads, H head width, V vocabulary.
 """
@@ -25,6 +26,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from jaxformer.train.memory import keep_freed_memory
 
 
 class Shape(NamedTuple):
@@ -165,9 +168,6 @@ def torch_side(shape: Shape, variant: str):
 
 def jax_side(shape: Shape, variant: str):
     """Returns step(tokens [B, T+1]) -> loss, a float, for jaxformer."""
-    from jaxformer.train.memory import keep_freed_memory
-
-    keep_freed_memory()  # as `jaxformer train` does, before jax starts its threads
     import jax
     import jax.numpy as jnp
 
@@ -235,8 +235,10 @@ def jax_side(shape: Shape, variant: str):
     return one
 
 
-def work(side: str, shape_name: str) -> None:
+def work(side: str, shape_name: str, keep: bool) -> None:
     """A side's process: reads {"variant", "seconds"} lines, answers with losses or times."""
+    if side == "jax" or keep:
+        keep_freed_memory()  # as `jaxformer train` does, before any threads start
     shape = SHAPES[shape_name]
     tokens = make_tokens(shape)
     steps = {}
@@ -263,8 +265,9 @@ def work(side: str, shape_name: str) -> None:
 class Worker:
     """One side's process, which idles while the other runs."""
 
-    def __init__(self, side: str, shape_name: str, log):
+    def __init__(self, side: str, shape_name: str, keep: bool, log):
         command = [sys.executable, "-m", __spec__.name, "--worker", side, "--shapes", shape_name]
+        command += ["--keep-memory"] if keep else []
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
         )
@@ -286,9 +289,9 @@ class Worker:
         self.process.wait()
 
 
-def measure(shape_name: str, rounds: int, seconds: float, log, only: list[str]) -> dict:
+def measure(shape_name: str, rounds: int, seconds: float, log, only: list[str], keep: bool) -> dict:
     """Returns the medians in ms of every variant, and the losses of the checked steps."""
-    workers = {side: Worker(side, shape_name, log) for side in VARIANTS}
+    workers = {side: Worker(side, shape_name, keep, log) for side in VARIANTS}
     pairs = [(s, v) for s in VARIANTS for v in VARIANTS[s] if not only or f"{s} {v}" in only]
     losses = {}
     for side, variant in pairs:
@@ -341,17 +344,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each turn")
     parser.add_argument("--only", default="", help="comma-separated variants, 'jax float32,...'")
+    parser.add_argument(
+        "--keep-memory", action="store_true",
+        help="PyTorch's process too keeps freed memory, as jaxformer's does by itself",
+    )  # fmt: skip
     parser.add_argument("--json", help="file to write")
     parser.add_argument("--worker", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        work(args.worker, args.shapes)
+        work(args.worker, args.shapes, args.keep_memory)
         return
     results = []
     only = [name for name in args.only.split(",") if name]
     for name in args.shapes.split(","):
         with tempfile.NamedTemporaryFile("w+") as log:
-            results.append(measure(name, args.rounds, args.seconds, log, only))
+            results.append(measure(name, args.rounds, args.seconds, log, only, args.keep_memory))
         report(results[-1])
     if args.json:
         Path(args.json).write_text(json.dumps(results, indent=1))
