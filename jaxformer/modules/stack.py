@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxformer.modules.attention import KeyValues
+from jaxformer.modules.attention import KeyValues, join_projections
 from jaxformer.modules.block import Block
 from jaxformer.parallel.rules import constrain_batch
 
@@ -101,12 +101,18 @@ def apply(
 
 
 def unstack(params: Any) -> tuple[Any, ...]:
-    """Returns stacked parameters as a tuple of one tree a layer; a tuple is returned as it is.
+    """Returns stacked parameters as a tuple of one tree a layer, for a decode loop.
 
-    A decode loop does this once before it begins, for inside it each step would copy all weights.
+    Done once before the loop begins, for inside it each step would copy all weights. A tuple is
+    returned as it is.
     """
     if isinstance(params, tuple):
         return params
+
+    def layer(i: int) -> Any:
+        of_layer = jax.tree.map(lambda leaf: leaf[i], params)
+        return {**of_layer, "attention": join_projections(of_layer["attention"])}
+
     num_layers = jax.tree.leaves(params)[0].shape[0]
-    layers = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(num_layers))
+    layers = tuple(layer(i) for i in range(num_layers))
     return jax.lax.optimization_barrier(layers)  # or XLA moves the slices back into the loop
