@@ -137,7 +137,7 @@ def _steps(
             last, stopping = step == settings.steps, bool(stop)  # once: a signal may come below
             evaluating = last or bool(settings.eval_every and step % settings.eval_every == 0)
             saving = last or stopping or bool(every and step % every == 0)
-            if saving or evaluating or step % settings.log_every == 0:
+            if saving or evaluating or index == first or step % settings.log_every == 0:
                 flush()
             means = {}
             if evaluating:
