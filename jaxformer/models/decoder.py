@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxformer import ops
 from jaxformer.models.head import Classifier, Head
-from jaxformer.models.model import Batch, Model, Output, Params, positions_of
+from jaxformer.models.model import Batch, Model, Output, Params, checked, positions_of
 from jaxformer.modules import stack
 from jaxformer.modules.block import Block
 from jaxformer.modules.config import TransformerConfig
@@ -128,4 +128,4 @@ def make(config: Config) -> Model:
             "index": jnp.zeros((), jnp.int32),
         }
 
-    return Model(config, init, apply, unembed, classify, init_cache)
+    return Model(config, init, checked(config, apply), unembed, classify, init_cache)

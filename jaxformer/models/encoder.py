@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxformer import ops
 from jaxformer.errors import UserError, one_of
 from jaxformer.models.head import Classifier, Head, MaskedHead, Pooler
-from jaxformer.models.model import Batch, Model, Output, Params, positions_of
+from jaxformer.models.model import Batch, Model, Output, Params, checked, positions_of
 from jaxformer.modules import stack
 from jaxformer.modules.block import Block
 from jaxformer.modules.config import TransformerConfig
@@ -134,4 +134,4 @@ def make(config: Config) -> Model:
     def init_cache(batch_size: int, max_length: int):
         raise UserError("model.family=encoder cannot generate text; use a decoder")
 
-    return Model(config, init, apply, unembed, classify, init_cache)
+    return Model(config, init, checked(config, apply), unembed, classify, init_cache)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -59,6 +61,38 @@ class Model(NamedTuple):
         logits = logits if bias_V is None else logits + bias_V
         cap = self.config.logit_soft_cap
         return cap * jnp.tanh(logits / cap) if cap else logits
+
+
+def checked(config: Any, apply: Callable[..., Output]) -> Callable[..., Output]:
+    """Returns `apply` with the shapes at its border checked, by names that its batch may hold.
+
+    It costs nothing once compiled. Raises AssertionError, which tells shapes and dtypes.
+    """
+
+    @functools.wraps(apply)
+    def wrapped(params: Params, batch: Batch, **asked: Any) -> Output:
+        tokens_BT = batch["tokens"]
+        chex.assert_rank(tokens_BT, 2)
+        B, T = tokens_BT.shape
+        for name in ("tokens", "segment_ids", "token_types"):
+            if name in batch:
+                chex.assert_shape(batch[name], (B, T))
+                chex.assert_type(batch[name], int)
+        if "positions" in batch:
+            chex.assert_shape(batch["positions"], ({1, B}, T))
+            chex.assert_type(batch["positions"], int)
+        out = apply(params, batch, **asked)
+        D = config.width
+        chex.assert_shape(out.hidden_BTD, (B, T, D))
+        if out.hidden_states_LBTD is not None:
+            chex.assert_shape(out.hidden_states_LBTD, (config.num_layers, B, T, D))
+        if out.attention_LBNTS is not None:
+            chex.assert_shape(
+                out.attention_LBNTS, (config.num_layers, B, config.num_heads, T, None)
+            )
+        return out
+
+    return wrapped
 
 
 def positions_of(batch: Batch) -> jax.Array:

@@ -13,7 +13,7 @@ import jax
 from jaxformer import ops
 from jaxformer.errors import UserError
 from jaxformer.models import Model
-from jaxformer.objectives.shared import dropout_key, mean
+from jaxformer.objectives.shared import checked, dropout_key, mean
 
 FAMILIES = ("decoder",)
 LAYOUTS = ("windows", "packed")
@@ -45,6 +45,7 @@ def adapt(config: Config, info: Any) -> dict[str, Any]:
 def make(config: Config, model: Model, info: Any):
     """Returns the loss function; the batch holds tokens, targets and weights, each [B, T]."""
 
+    @checked(targets="BT", weights="BT")
     def loss_fn(params, batch, key: jax.Array | None, train: bool):
         drop = dropout_key(key, batch) if train else None
         hidden_BTD = model.apply(params, batch, key=drop).hidden_BTD

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxformer import ops
 from jaxformer.errors import UserError
 from jaxformer.models import Model
-from jaxformer.objectives.shared import dropout_key, mean
+from jaxformer.objectives.shared import checked, dropout_key, mean
 
 FAMILIES = ("encoder", "decoder")
 LAYOUTS = ("padded",)
@@ -49,6 +49,7 @@ def make(config: Config, model: Model, info: Any):
     A row of padding only (which fills the last evaluation batch) has no weight.
     """
 
+    @checked(segment_ids="BT", labels="B")
     def loss_fn(params, batch, key: jax.Array | None, train: bool):
         drop = dropout_key(key, batch) if train else None
         hidden_BTD = model.apply(params, batch, key=drop).hidden_BTD

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxformer import ops
 from jaxformer.errors import UserError
 from jaxformer.models import Model
-from jaxformer.objectives.shared import dropout_key, mean
+from jaxformer.objectives.shared import checked, dropout_key, mean
 
 FAMILIES = ("encoder",)
 LAYOUTS = ("windows", "packed", "padded")
@@ -59,6 +59,7 @@ def make(config: Config, model: Model, info: Any):
             "wordpiece:8000, bpe:8000, or a tokenizer.json that has one"
         )
 
+    @checked()
     def loss_fn(params, batch, key: jax.Array, train: bool):
         mask_key, model_key = jax.random.split(key)
         corrupted_BT, where_BP, labels_BP, weights_BP = corrupt(

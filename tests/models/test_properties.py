@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,13 +156,33 @@ def test_asked_for_intermediates():
     """Weights sum to 1 and see no future; the first hidden state is the embedding."""
     model, params = make(**GPT)
     out = model.apply(params, {"tokens": TOKENS}, return_hidden=True, return_attention=True)
-    assert out.attention_LBNTS.shape == (L, B, N, T, T)
+    chex.assert_shape(out.attention_LBNTS, (L, B, N, T, T))
     close(out.attention_LBNTS.sum(-1), jnp.ones((L, B, N, T)))
     assert float(jnp.abs(jnp.triu(out.attention_LBNTS, 1)).max()) == 0.0
-    assert out.hidden_states_LBTD.shape == (L, B, T, D)
+    chex.assert_shape(out.hidden_states_LBTD, (L, B, T, D))
     first = params["embed"]["tokens"][TOKENS] + params["embed"]["positions"][:T]
     close(out.hidden_states_LBTD[0], first)
     assert model.apply(params, {"tokens": TOKENS}).attention_LBNTS is None
+
+
+@pytest.mark.parametrize("family", [decoder, encoder])
+def test_a_batch_that_does_not_fit_is_told_by_its_shapes(family):
+    model = family.make(family.Config(**GPT))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+
+    def shape_of(**batch):
+        return jax.eval_shape(model.apply, params, batch).hidden_BTD.shape
+
+    assert shape_of(tokens=TOKENS, positions=TOKENS[:1]) == (B, T, D)
+    for wrong in (
+        {"tokens": TOKENS[0]},
+        {"tokens": TOKENS.astype(jnp.float32)},
+        {"tokens": TOKENS, "segment_ids": TOKENS[:, :-1]},
+        {"tokens": TOKENS, "positions": TOKENS[:2]},
+        {"tokens": TOKENS, "token_types": TOKENS[0]},
+    ):
+        with pytest.raises(AssertionError, match=r"shape|rank|dtype|type"):
+            shape_of(**wrong)
 
 
 def test_dropout_only_with_a_key():
