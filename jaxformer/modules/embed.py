@@ -11,6 +11,7 @@ from jaxformer.modules import initial
 from jaxformer.modules.attention import Rotary
 from jaxformer.modules.config import TransformerConfig
 from jaxformer.modules.norm import Norm
+from jaxformer.parallel.rules import gather_width
 
 
 class Embed(nn.Module):
@@ -32,10 +33,10 @@ class Embed(nn.Module):
         start = initial.table(c)
         table_VD = self.param("tokens", start, (c.vocab_size, c.width))
         scale = c.width**0.5 if c.embed_scale else None
-        x_BTD = ops.embed(tokens_BT, table_VD, scale=scale, dtype=dtype)
+        x_BTD = ops.embed(tokens_BT, gather_width(table_VD), scale=scale, dtype=dtype)
         if c.positions == "learned":
             table_PD = self.param("positions", start, (c.max_length, c.width))
-            x_BTD = x_BTD + ops.embed(positions_BT, table_PD, dtype=dtype)
+            x_BTD = x_BTD + ops.embed(positions_BT, gather_width(table_PD), dtype=dtype)
         elif c.positions.startswith("sinusoidal"):
             interleaved = c.positions.endswith("interleaved")
             waves_BTD = ops.sinusoidal(positions_BT, c.width, interleaved=interleaved)
@@ -43,7 +44,7 @@ class Embed(nn.Module):
         if self.num_token_types:
             table_UD = self.param("token_types", start, (self.num_token_types, c.width))
             types_BT = jnp.zeros_like(tokens_BT) if token_types_BT is None else token_types_BT
-            x_BTD = x_BTD + ops.embed(types_BT, table_UD, dtype=dtype)
+            x_BTD = x_BTD + ops.embed(types_BT, gather_width(table_UD), dtype=dtype)
         if c.embed_norm:
             x_BTD = Norm(c, name="norm")(x_BTD)
         return ops.dropout(x_BTD, c.dropout, key)

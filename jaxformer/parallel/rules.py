@@ -104,10 +104,26 @@ def constrain_batch(x: jax.Array) -> jax.Array:
     Without it, XLA may follow the parameters' fsdp split into the activations, which gathers the
     batch. Outside `jax.set_mesh(...)` it changes nothing, so models run bare in a notebook.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not set(BATCH_AXES) <= set(mesh.axis_names):
-        return x
-    if x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+    mesh = _mesh_in_use()
+    if mesh is None or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
         return x
     rest = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *rest))
+
+
+def gather_width(table_VD: jax.Array) -> jax.Array:
+    """Undoes the fsdp split of a table's width, before rows are looked up in it.
+
+    Otherwise the rows come out split by width over the devices that should split the batch, and
+    XLA can only replicate them all to get from the one to the other.
+    """
+    if _mesh_in_use() is None:
+        return table_VD
+    return jax.lax.with_sharding_constraint(
+        table_VD, PartitionSpec(PartitionSpec.UNCONSTRAINED, None)
+    )
+
+
+def _mesh_in_use() -> Any:
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or not set(BATCH_AXES) <= set(mesh.axis_names) else mesh

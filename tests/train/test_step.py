@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import chex
@@ -98,6 +99,24 @@ def test_padding(goal):
         for name, x in batch.items()
     }  # fmt: skip
     compare(gradients(loss_fn, params, wider, key), gradients(loss_fn, params, batch, key))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("goal", ["causal_lm", "masked_lm"])
+def test_no_device_ever_holds_the_activations_of_all_rows(goal):
+    """Parameters are gathered, rows are not: whatever the split."""
+    model, loss_fn, _ = setup(goal)
+    for sizes in ((2, 2, 2), (1, 4, 2)):
+        made = mesh.make(mesh.Config(*sizes), jax.devices())
+        optimizer = optax.sgd(0.1)
+        with jax.set_mesh(made):
+            abstract = states.abstract(model, optimizer, made, ema=False)
+            step = jax.jit(make_train_step(loss_fn, optimizer, seed=0))
+            batch = jax.device_put(make_batch(), mesh.batch_sharding(made))
+            text = step.lower(abstract, batch).compile().as_text()
+        assert "all-gather" in text
+        found = re.findall(rf"f32\[{B},{T},\d+[^=]*", text)
+        assert not found, f"{sizes}: {found[0]}"
 
 
 @pytest.mark.slow
