@@ -126,19 +126,28 @@ def load(config: Config, *, say: Callable[[str], None] = print) -> Dataset:
     found = [sources.find(config.source, config)]
     if config.validation_source:
         found.append(sources.find(config.validation_source, config, "data.validation_source"))
-    file = build.tokenizer_file(config)
-    choices = build.choices(config)
-    made_of = [*found, *([sources.Source("", "tokenizer", (file,), ("",))] if file else [])]
-    stat_key = cache.digest([choices, [source.stat_key() for source in made_of]])
+    stat_key = _key(config, found, sources.Source.stat_key)
     entry = cache.lookup(folder, stat_key)
     opened = cache.open_entry(folder, entry) if entry else None
     if opened is None:
-        entry = cache.digest([choices, [source.content_key() for source in made_of]])
+        key = _key(config, found, sources.Source.content_key)
+        entry = cache.lookup(folder, key) or key
         opened = cache.open_entry(folder, entry)
         if opened is None:
+            entry = key
             opened = cache.create(folder, entry, lambda at: build.fill(at, config, found, say))
+            # Whoever names the tokenizer that was made here (a run's folder) finds the same tokens.
+            named = dataclasses.replace(config, tokenizer=str(folder / entry))
+            cache.remember(folder, _key(named, found, sources.Source.content_key), entry)
         cache.remember(folder, stat_key, entry)
     return _dataset(config, *opened)
+
+
+def _key(config: Config, found: list[sources.Source], of: Callable[[sources.Source], list]) -> str:
+    """Returns a fingerprint of all that an entry of the cache is made of."""
+    file = build.tokenizer_file(config)
+    tokenizer = [sources.Source("", "tokenizer", (file,), ("",))] if file else []
+    return cache.digest([build.choices(config), [of(source) for source in (*found, *tokenizer)]])
 
 
 def _dataset(config: Config, meta: dict[str, Any], corpora: dict[str, cache.Corpus]) -> Dataset:

@@ -60,6 +60,23 @@ def test_a_touched_file_is_read_but_not_tokenised_again(load, folder, monkeypatc
     assert load(f"{folder}/*/*.txt").info == first.info
 
 
+@pytest.mark.parametrize("tokenizer", ["byte", "char", "bpe:300"])
+def test_a_run_finds_the_tokens_of_the_tokenizer_that_it_made(load, folder, tmp_path, tokenizer):
+    """`jaxformer evaluate` names the run's folder as the tokenizer: nothing is tokenised twice."""
+    source = f"{folder}/*/*.txt"
+    made = load(source, tokenizer=tokenizer)
+    (tmp_path / "run").mkdir()
+    made.tokenizer.save(tmp_path / "run")
+    said: list[str] = []
+    again = load(source, tokenizer=str(tmp_path / "run"), say=said.append)
+    assert not said and again.info == made.info
+    # And they are the tokens that the saved tokenizer makes.
+    fresh = load(
+        source, tokenizer=str(tmp_path / "run"), cache_dir=str(tmp_path / "b"), say=said.append
+    )
+    assert said and fresh.info == made.info
+
+
 def test_changed_text_and_changed_choices_are_other_data(load, folder):
     first = load(f"{folder}/*/*.txt").info
     assert load(f"{folder}/*/*.txt", tokenizer="char").info.fingerprint != first.fingerprint
