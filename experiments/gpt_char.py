@@ -4,9 +4,9 @@ jaxformer train --config experiments/gpt_char.py --config.data.source=tinyshakes
 
 Time and score on tiny Shakespeare (char-rnn's; first 90 % to train on, 65 characters), with 807,176
 parameters and 1,536,000 training tokens, the budget of nanoGPT's CPU recipe, which publishes 1.88:
-2.5 to 3.1 minutes on 2 CPU cores, validation loss on the whole validation split 1.475, each character
-seen with 64 to 127 before it (data.eval_stride=64), and 1.498 in windows that do not overlap
-(data.eval_stride=0). Seeds 1 and 2: 1.488 and 1.480, 1.511 and 1.503.
+2.5 to 3.1 minutes on 2 CPU cores, validation loss on the whole validation split 1.475, each
+character seen with 64 to 127 before it (data.eval_stride=64), and 1.498 in windows that do not
+overlap (data.eval_stride=0). Seeds 1 and 2: 1.488 and 1.480, 1.511 and 1.503.
 
 What it takes: short convolutions before attention and feed-forward, Muon, normalised queries and
 keys with a learned scale, no gains or biases, zeros in every output.
