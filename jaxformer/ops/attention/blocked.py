@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from jaxformer.ops import masks
 from jaxformer.ops.attention import scores
@@ -84,7 +84,7 @@ def _forward(blocks, scale, q_BTNH, k_BSKH, v_BSKH, mask):
     outs, kept = [], []
     for block in blocks:
         q_BKqH = _join(q_BKGTH[:, :, :, block.start : block.stop])
-        logits_BKqs = _dot(q_BKqH, k_BKSH[:, :, block.lo : block.hi], transposed=True)
+        logits_BKqs = scores.dot(q_BKqH, k_BKSH[:, :, block.lo : block.hi], transposed=True)
         logits_BKqs = _mask(logits_BKqs, mask, block, N)
         # A row that is masked everywhere has maximum -inf: shifted by 0, its terms are exp(-inf).
         top_BKq1 = logits_BKqs.max(axis=-1, keepdims=True)
@@ -92,7 +92,7 @@ def _forward(blocks, scale, q_BTNH, k_BSKH, v_BSKH, mask):
         total_BKq1 = p_BKqs.sum(axis=-1, keepdims=True)
         inverse_BKq1 = 1.0 / jnp.where(total_BKq1 == 0.0, 1.0, total_BKq1)
         p_BKqs = p_BKqs.astype(dtype)
-        out_BKqH = _dot(p_BKqs, v_BKSH[:, :, block.lo : block.hi]) * inverse_BKq1
+        out_BKqH = scores.dot(p_BKqs, v_BKSH[:, :, block.lo : block.hi]) * inverse_BKq1
         outs.append(out_BKqH.astype(dtype).reshape(B, K, N // K, -1, H))
         kept.append((p_BKqs, inverse_BKq1.astype(accumulate)))
     out_BKGTH = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=3)
@@ -114,13 +114,15 @@ def _backward(blocks, scale, residuals, g_BTNH):
         # p is not divided by its sum; g and the mean are.
         g_BKqH = (_join(g_BKGTH[:, :, :, rows]) * inverse_BKq1).astype(dtype)
         mean_BKq1 = _join(mean_BKGT1[:, :, :, rows]) * inverse_BKq1
-        d_p_BKqs = _dot(g_BKqH, v_BKSH[:, :, keys], transposed=True)
+        d_p_BKqs = scores.dot(g_BKqH, v_BKSH[:, :, keys], transposed=True)
         d_logits_BKqs = (p_BKqs * (d_p_BKqs - mean_BKq1)).astype(dtype)
-        d_q.append((_dot(d_logits_BKqs, k_BKSH[:, :, keys]) * scale).reshape(B, K, N // K, -1, H))
-        q_BKHq = _transposed(_join(q_BKGTH[:, :, :, rows]), (0, 1, 3, 2))
-        g_BKHq = _transposed(g_BKqH, (0, 1, 3, 2))
-        d_k_BKHS = _add(d_k_BKHS, _dot(q_BKHq, d_logits_BKqs), block, S)
-        d_v_BKHS = _add(d_v_BKHS, _dot(g_BKHq, p_BKqs), block, S)
+        d_q.append(
+            (scores.dot(d_logits_BKqs, k_BKSH[:, :, keys]) * scale).reshape(B, K, N // K, -1, H)
+        )
+        q_BKHq = scores.transposed(_join(q_BKGTH[:, :, :, rows]), (0, 1, 3, 2))
+        g_BKHq = scores.transposed(g_BKqH, (0, 1, 3, 2))
+        d_k_BKHS = _add(d_k_BKHS, scores.dot(q_BKHq, d_logits_BKqs), block, S)
+        d_v_BKHS = _add(d_v_BKHS, scores.dot(g_BKHq, p_BKqs), block, S)
     assert d_k_BKHS is not None and d_v_BKHS is not None  # there is at least one block
     d_q_BKGTH = d_q[0] if len(d_q) == 1 else jnp.concatenate(d_q, axis=3)
     d_q_BTNH = d_q_BKGTH.reshape(B, N, T, H).astype(dtype).swapaxes(1, 2)
@@ -131,25 +133,8 @@ def _backward(blocks, scale, residuals, g_BTNH):
 _attend.defvjp(_forward, _backward)
 
 
-def _dot(a_BKmc: Array, b: Array, *, transposed: bool = False) -> Array:
-    """Product per head, in the accumulator's dtype; b is [B, K, c, n], or transposed [B, K, n, c].
-
-    These two orientations run at full speed; a contraction over a's third axis does not.
-    """
-    dims = (((3,), (3 if transposed else 2,)), ((0, 1), (0, 1)))
-    accumulate = jnp.promote_types(a_BKmc.dtype, jnp.float32)
-    return lax.dot_general(a_BKmc, b, dims, preferred_element_type=accumulate)
-
-
-def _transposed(x: Array, order: tuple[int, ...]) -> Array:
-    """Transposes into memory. Left to itself XLA only relabels the axes; the barrier keeps the
-    reshape, whose result has the default layout, from being simplified away."""
-    x = lax.transpose(x, order)
-    return lax.optimization_barrier(x[None]).reshape(x.shape)
-
-
 def _heads_first(x_BSKH: Array) -> Array:
-    return _transposed(x_BSKH, (0, 2, 1, 3))
+    return scores.transposed(x_BSKH, (0, 2, 1, 3))
 
 
 def _rows(x_BTNH: Array, num_kv_heads: int) -> Array:

@@ -6,7 +6,8 @@ and the log-sum-exp are kept; the weights of each block are computed again from 
 chunks of keys that the mask surely excludes, and compile to one pair of loops whatever the length.
 
 Shapes: B batch, T queries, S keys, N heads, K key/value heads, G = N/K, H head width,
-t and s the queries and keys of one block. Queries are split into chunks i, keys into chunks j.
+t and s the queries and keys of one block, q = G·t. Queries are split into chunks i, keys into
+chunks j. Heads come before time, so that every block's matmul runs in its fast orientation.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ import jax.numpy as jnp
 from jaxformer.ops import masks
 from jaxformer.ops.attention import scores
 from jaxformer.ops.dropout import dropout
-from jaxformer.ops.linear import einsum
 from jaxformer.ops.masks import Mask
 
-# A block of 128 x 128 float32 logits is 64 KB a head: it stays in the caches of a CPU.
-QUERY_CHUNK, KEY_CHUNK = 128, 128
+# On a CPU twice as fast as 128 x 128, over many shapes; a block takes half a megabyte a head, as do
+# 2048 keys 64 wide.
+QUERY_CHUNK, KEY_CHUNK = 512, 256
 
 
 class Setting(NamedTuple):
@@ -111,41 +112,40 @@ def attend(
         mask = real if mask is None else mask & real
     mask = None if mask is None else mask.padded(more_T, more_S)
     bias = scores.padded_bias(bias, more_T, more_S)
-    q_BTKGH = masks.lengthen(q_BTNH, 1, more_T).reshape(B, more_T, K, N // K, H)
-    k_BSKH, v_BSKH = masks.lengthen(k_BSKH, 1, more_S), masks.lengthen(v_BSKH, 1, more_S)
+    q_BKGTH = masks.lengthen(q_BTNH, 1, more_T).swapaxes(1, 2).reshape(B, K, N // K, more_T, H)
+    k_BKSH = masks.lengthen(k_BSKH, 1, more_S).swapaxes(1, 2)
+    v_BKSH = masks.lengthen(v_BSKH, 1, more_S).swapaxes(1, 2)
     setting = Setting(scale, soft_cap, dropout_rate, query_chunk, key_chunk)
-    q_BTKGH, k_BSKH, v_BSKH, mask, bias = _vary_alike((q_BTKGH, k_BSKH, v_BSKH, mask, bias))
-    out_BTKGH, lse_BKGT = _attend(setting, q_BTKGH, k_BSKH, v_BSKH, mask, bias, key)
-    out_BTNH = out_BTKGH.reshape(B, more_T, N, H)[:, :T]
+    q_BKGTH, k_BKSH, v_BKSH, mask, bias = _vary_alike((q_BKGTH, k_BKSH, v_BKSH, mask, bias))
+    out_BKGTH, lse_BKGT = _attend(setting, q_BKGTH, k_BKSH, v_BKSH, mask, bias, key)
+    out_BTNH = out_BKGTH.reshape(B, N, more_T, H).swapaxes(1, 2)[:, :T]
     return out_BTNH, lse_BKGT.reshape(B, N, more_T)[:, :, :T]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(
     setting: Setting,
-    q_BTKGH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
+    q_BKGTH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
     mask: Mask | None,
     bias: Any,
     key: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    first_i, last_i = _key_chunks(setting, mask, q_BTKGH.shape[1], k_BSKH.shape[1])
-    B, T, K, G, H = q_BTKGH.shape
+    B, K, G, T, H = q_BKGTH.shape
     t = setting.query_chunk
+    first_i, last_i = _key_chunks(setting, mask, T, k_BKSH.shape[2])
 
     def one_query_chunk(i):
-        q_BtKGH = _chunk(q_BTKGH, i, t)
+        q_BKqH = _chunk(q_BKGTH, i, t, axis=3).reshape(B, K, G * t, H)
 
         def one_key_chunk(j, carry):
             out_BKGtH, top_BKGt, total_BKGt = carry
-            k_BsKH, v_BsKH = (_chunk(x, j, setting.key_chunk) for x in (k_BSKH, v_BSKH))
-            raw_BKGts = setting.scale * einsum(
-                "BtKGH,BsKH->BKGts", q_BtKGH, k_BsKH, out_dtype=jnp.float32
-            )
+            k_BKsH, v_BKsH = (_chunk(x, j, setting.key_chunk, axis=2) for x in (k_BKSH, v_BKSH))
+            raw_BKqs = setting.scale * scores.dot(q_BKqH, k_BKsH, transposed=True)
             indices = _indices(setting, i, j)
             logits_BKGts = scores.finish(
-                raw_BKGts,
+                raw_BKqs.reshape(B, K, G, t, -1),
                 scores.bias_block(bias, *indices),
                 scores.mask_block(mask, *indices),
                 setting.soft_cap,
@@ -153,94 +153,92 @@ def _attend(
             new_top_BKGt = jnp.maximum(top_BKGt, logits_BKGts.max(axis=-1))
             p_BKGts = jnp.exp(logits_BKGts - _finite(new_top_BKGt)[..., None])
             shrink_BKGt = jnp.exp(top_BKGt - _finite(new_top_BKGt))
-            dropped_BKGts = _dropped(setting, key, i, j, p_BKGts).astype(v_BsKH.dtype)
-            more_BKGtH = einsum("BKGts,BsKH->BKGtH", dropped_BKGts, v_BsKH, out_dtype=jnp.float32)
+            dropped_BKGts = _dropped(setting, key, i, j, p_BKGts).astype(v_BKsH.dtype)
+            more_BKqH = scores.dot(dropped_BKGts.reshape(B, K, G * t, -1), v_BKsH)
             return (
-                out_BKGtH * shrink_BKGt[..., None] + more_BKGtH,
+                out_BKGtH * shrink_BKGt[..., None] + more_BKqH.reshape(out_BKGtH.shape),
                 new_top_BKGt,
                 total_BKGt * shrink_BKGt + p_BKGts.sum(axis=-1),
             )
 
-        zero_BKGt = scores.zeros((B, K, G, t), q_BTKGH)
-        start = (scores.zeros((B, K, G, t, H), q_BTKGH), zero_BKGt - jnp.inf, zero_BKGt)
+        zero_BKGt = scores.zeros((B, K, G, t), q_BKGTH)
+        start = (scores.zeros((B, K, G, t, H), q_BKGTH), zero_BKGt - jnp.inf, zero_BKGt)
         out_BKGtH, top_BKGt, total_BKGt = jax.lax.fori_loop(
             first_i[i], last_i[i], one_key_chunk, start
         )
         nothing_BKGt = total_BKGt == 0.0
         out_BKGtH = out_BKGtH / jnp.where(nothing_BKGt, 1.0, total_BKGt)[..., None]
         lse_BKGt = jnp.where(nothing_BKGt, -jnp.inf, top_BKGt + jnp.log(total_BKGt))
-        return jnp.moveaxis(out_BKGtH, 3, 1).astype(q_BTKGH.dtype), lse_BKGt
+        return out_BKGtH.astype(q_BKGTH.dtype), lse_BKGt
 
-    out_iBtKGH, lse_iBKGt = jax.lax.map(one_query_chunk, jnp.arange(T // t))
-    return _unchunk(out_iBtKGH, 1), _unchunk(lse_iBKGt, 3)
+    out_iBKGtH, lse_iBKGt = jax.lax.map(one_query_chunk, jnp.arange(T // t))
+    return _unchunk(out_iBKGtH, 3), _unchunk(lse_iBKGt, 3)
 
 
-def _attend_forward(setting, q_BTKGH, k_BSKH, v_BSKH, mask, bias, key):
-    out_BTKGH, lse_BKGT = _attend(setting, q_BTKGH, k_BSKH, v_BSKH, mask, bias, key)
-    return (out_BTKGH, lse_BKGT), (q_BTKGH, k_BSKH, v_BSKH, mask, bias, key, out_BTKGH, lse_BKGT)
+def _attend_forward(setting, q_BKGTH, k_BKSH, v_BKSH, mask, bias, key):
+    out_BKGTH, lse_BKGT = _attend(setting, q_BKGTH, k_BKSH, v_BKSH, mask, bias, key)
+    return (out_BKGTH, lse_BKGT), (q_BKGTH, k_BKSH, v_BKSH, mask, bias, key, out_BKGTH, lse_BKGT)
 
 
 def _attend_backward(setting, residuals, cotangents):
-    q_BTKGH, k_BSKH, v_BSKH, mask, bias, key, out_BTKGH, lse_BKGT = residuals
-    d_out_BTKGH, d_lse_BKGT = cotangents
-    first_i, last_i = _key_chunks(setting, mask, q_BTKGH.shape[1], k_BSKH.shape[1])
-    t, dtype = setting.query_chunk, q_BTKGH.dtype
+    q_BKGTH, k_BKSH, v_BKSH, mask, bias, key, out_BKGTH, lse_BKGT = residuals
+    d_out_BKGTH, d_lse_BKGT = cotangents
+    (B, K, G, T, H), S, dtype = q_BKGTH.shape, k_BKSH.shape[2], q_BKGTH.dtype
+    first_i, last_i = _key_chunks(setting, mask, T, S)
+    t = setting.query_chunk
     # The softmax's backward needs the sum over keys of p * dp per query, which is out . d_out; the
     # log-sum-exp's own cotangent enters at the same place.
-    inner_BTKG = (out_BTKGH.astype(jnp.float32) * d_out_BTKGH.astype(jnp.float32)).sum(axis=-1)
-    inner_BKGT = jnp.moveaxis(inner_BTKG, 1, 3) - d_lse_BKGT
+    inner_BKGT = (out_BKGTH.astype(jnp.float32) * d_out_BKGTH.astype(jnp.float32)).sum(axis=-1)
+    inner_BKGT = inner_BKGT - d_lse_BKGT
     lse_BKGT = _finite(lse_BKGT)
 
     def one_query_chunk(carry, i):
-        q_BtKGH, d_out_BtKGH = (_chunk(x, i, t) for x in (q_BTKGH, d_out_BTKGH))
+        q_BKqH, d_out_BKqH = (
+            _chunk(x, i, t, axis=3).reshape(B, K, G * t, H) for x in (q_BKGTH, d_out_BKGTH)
+        )
+        q_BKHq, d_out_BKHq = (scores.transposed(x, (0, 1, 3, 2)) for x in (q_BKqH, d_out_BKqH))
         inner_BKGt, lse_BKGt = (_chunk(x, i, t, axis=3) for x in (inner_BKGT, lse_BKGT))
 
         def one_key_chunk(j, carry):
-            d_q_BtKGH, d_k_BSKH, d_v_BSKH, d_bias = carry
-            k_BsKH, v_BsKH = (_chunk(x, j, setting.key_chunk) for x in (k_BSKH, v_BSKH))
-            raw_BKGts = setting.scale * einsum(
-                "BtKGH,BsKH->BKGts", q_BtKGH, k_BsKH, out_dtype=jnp.float32
-            )
+            d_q_BKqH, d_k_BKHS, d_v_BKHS, d_bias = carry
+            k_BKsH, v_BKsH = (_chunk(x, j, setting.key_chunk, axis=2) for x in (k_BKSH, v_BKSH))
+            raw_BKqs = setting.scale * scores.dot(q_BKqH, k_BKsH, transposed=True)
             indices = _indices(setting, i, j)
             mask_BNts = scores.mask_block(mask, *indices)
             logits_BKGts, finish_backward = jax.vjp(
                 lambda raw, bias: scores.finish(raw, bias, mask_BNts, setting.soft_cap),
-                raw_BKGts,
+                raw_BKqs.reshape(B, K, G, t, -1),
                 scores.bias_block(bias, *indices),
             )
             p_BKGts = jnp.exp(logits_BKGts - lse_BKGt[..., None])
             dropped_BKGts = _dropped(setting, key, i, j, p_BKGts).astype(dtype)
-            more_v_BsKH = einsum(
-                "BKGts,BtKGH->BsKH", dropped_BKGts, d_out_BtKGH, out_dtype=jnp.float32
-            )
-            d_p_BKGts = einsum("BtKGH,BsKH->BKGts", d_out_BtKGH, v_BsKH, out_dtype=jnp.float32)
-            d_p_BKGts = _dropped(setting, key, i, j, d_p_BKGts)
+            d_p_BKqs = scores.dot(d_out_BKqH, v_BKsH, transposed=True)
+            d_p_BKGts = _dropped(setting, key, i, j, d_p_BKqs.reshape(p_BKGts.shape))
             d_raw_BKGts, d_bias_BNts = finish_backward(
                 p_BKGts * (d_p_BKGts - inner_BKGt[..., None])
             )
-            d_raw_BKGts = (setting.scale * d_raw_BKGts).astype(dtype)
-            more_k_BsKH = einsum("BKGts,BtKGH->BsKH", d_raw_BKGts, q_BtKGH, out_dtype=jnp.float32)
-            more_q_BtKGH = einsum("BKGts,BsKH->BtKGH", d_raw_BKGts, k_BsKH, out_dtype=jnp.float32)
+            d_raw_BKqs = (setting.scale * d_raw_BKGts).astype(dtype).reshape(raw_BKqs.shape)
+            dropped_BKqs = dropped_BKGts.reshape(raw_BKqs.shape)
             return (
-                d_q_BtKGH + more_q_BtKGH,
-                _add_chunk(d_k_BSKH, more_k_BsKH, j),
-                _add_chunk(d_v_BSKH, more_v_BsKH, j),
+                d_q_BKqH + scores.dot(d_raw_BKqs, k_BKsH),
+                _add_chunk(d_k_BKHS, scores.dot(q_BKHq, d_raw_BKqs), j),
+                _add_chunk(d_v_BKHS, scores.dot(d_out_BKHq, dropped_BKqs), j),
                 scores.add_bias_gradient(d_bias, bias, indices, d_bias_BNts),
             )
 
-        start = (scores.zeros(q_BtKGH.shape, q_BTKGH), *carry)
-        d_q_BtKGH, *carry = jax.lax.fori_loop(first_i[i], last_i[i], one_key_chunk, start)
-        return tuple(carry), d_q_BtKGH.astype(dtype)
+        start = (scores.zeros(q_BKqH.shape, q_BKGTH), *carry)
+        d_q_BKqH, *carry = jax.lax.fori_loop(first_i[i], last_i[i], one_key_chunk, start)
+        return tuple(carry), d_q_BKqH.astype(dtype).reshape(B, K, G, t, H)
 
-    zeros_BSKH = scores.zeros(k_BSKH.shape, q_BTKGH)
-    start = (zeros_BSKH, zeros_BSKH, scores.no_bias_gradient(bias))
-    (d_k_BSKH, d_v_BSKH, d_bias), d_q_iBtKGH = jax.lax.scan(
-        one_query_chunk, start, jnp.arange(q_BTKGH.shape[1] // t)
+    zeros_BKHS = scores.zeros((B, K, H, S), q_BKGTH)
+    start = (zeros_BKHS, zeros_BKHS, scores.no_bias_gradient(bias))
+    (d_k_BKHS, d_v_BKHS, d_bias), d_q_iBKGtH = jax.lax.scan(
+        one_query_chunk, start, jnp.arange(T // t)
     )
     return (
-        _unchunk(d_q_iBtKGH, 1),
-        d_k_BSKH.astype(k_BSKH.dtype),
-        d_v_BSKH.astype(v_BSKH.dtype),
+        _unchunk(d_q_iBKGtH, 3),
+        d_k_BKHS.astype(k_BKSH.dtype).swapaxes(2, 3),
+        d_v_BKHS.astype(v_BKSH.dtype).swapaxes(2, 3),
         None,
         scores.bias_cotangent(bias, d_bias),
         None,
@@ -272,7 +270,7 @@ def _dropped(setting: Setting, key: jax.Array | None, i, j, x_BKGts: jax.Array) 
     return dropout(x_BKGts, setting.dropout_rate, block_key)
 
 
-def _chunk(x: jax.Array, index: jax.Array, size: int, axis: int = 1) -> jax.Array:
+def _chunk(x: jax.Array, index: jax.Array, size: int, *, axis: int) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis)
 
 
@@ -282,10 +280,10 @@ def _unchunk(x: jax.Array, axis: int) -> jax.Array:
     return x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
 
 
-def _add_chunk(total: jax.Array, more: jax.Array, j: jax.Array) -> jax.Array:
-    size = more.shape[1]
-    more = _chunk(total, j, size) + more
-    return jax.lax.dynamic_update_slice_in_dim(total, more, j * size, axis=1)
+def _add_chunk(total_BKHS: jax.Array, more_BKHs: jax.Array, j: jax.Array) -> jax.Array:
+    size = more_BKHs.shape[3]
+    more_BKHs = _chunk(total_BKHS, j, size, axis=3) + more_BKHs
+    return jax.lax.dynamic_update_slice_in_dim(total_BKHS, more_BKHs, j * size, axis=3)
 
 
 def _finite(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What the dense and the chunked backend share: the logits of one block, masked.
+"""What the backends share: products per head, and the logits of one block, masked.
 
 Shapes: B batch, N heads, K key/value heads, G = N/K, H head width, t queries and s keys of a block.
 """
@@ -49,6 +49,24 @@ def block_logits(
     """
     raw_BKGts = scale * einsum("BtKGH,BsKH->BKGts", q_BtKGH, k_BsKH, out_dtype=jnp.float32)
     return finish(raw_BKGts, bias_BNts, mask_BNts, soft_cap)
+
+
+def dot(a_BKmc: jax.Array, b: jax.Array, *, transposed: bool = False) -> jax.Array:
+    """Product per head, in the accumulator's dtype; b is [B, K, c, n], or transposed [B, K, n, c].
+
+    These two orientations run at full speed on a CPU; a contraction over a's third axis does not.
+    """
+    dims = (((3,), (3 if transposed else 2,)), ((0, 1), (0, 1)))
+    accumulate = jnp.promote_types(a_BKmc.dtype, jnp.float32)
+    return jax.lax.dot_general(a_BKmc, b, dims, preferred_element_type=accumulate)
+
+
+def transposed(x: jax.Array, order: tuple[int, ...]) -> jax.Array:
+    """Transposes into memory. Left to itself XLA only relabels the axes, and computes bf16 matmuls
+    of such operands in float32 on a CPU; the barrier keeps the reshape, whose result has the
+    default layout, from being simplified away."""
+    x = jax.lax.transpose(x, order)
+    return jax.lax.optimization_barrier(x[None]).reshape(x.shape)
 
 
 def finish(
