@@ -6,8 +6,8 @@ jaxformer train --config experiments/finetune_classify.py --workdir runs/from_sc
     --config.train.init_from=
 
 Eleven packages, snippets of eight lines, 4,800 of them to learn from; the largest package has 22 %.
-Files to test on were not pretrained on. Time: 25 s each on 2 CPU cores. Score, seeds 0 to 2 from one
-pretraining: accuracy 0.601, 0.606, 0.619 (loss 1.303, 1.287, 1.272) after it, and 0.464, 0.411,
+Files to test on were not pretrained on. Time: 25 s each on 2 CPU cores. Score, seeds 0 to 2 from
+one pretraining: accuracy 0.601, 0.606, 0.619 (loss 1.303, 1.287, 1.272) after it, and 0.464, 0.411,
 0.479 (loss 1.586, 1.611, 1.587) from scratch: a gain of 0.157 on average.
 """
 
