@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -289,3 +290,26 @@ def test_mistakes_are_named():
         attention(Q, KEYS, V, backend="flash")
     with pytest.raises(ValueError, match="key_chunk"):
         attention(Q, KEYS, V, key_chunk=0)
+
+
+@pytest.mark.parametrize("soft_cap", [None, 1.5])
+def test_one_query_alone_equals_itself_among_others(soft_cap):
+    """Grouped heads, a mask with rows that see nothing, and a bias, in values and gradients."""
+    visible = jax.random.bernoulli(jax.random.key(6), 0.5, (B, N, T, S)).at[0, :, 3].set(False)
+    to_out = rand(7, B, N * H)
+
+    def loss(inputs, t, alone):
+        q, k, v, array = inputs
+        rows = slice(t, t + 1) if alone else slice(None)
+        out, weights = attention(
+            q[:, rows], k, v, mask=masks.explicit(visible[:, :, rows]), bias=array[:, :, rows],
+            soft_cap=soft_cap, backend="dense", return_weights=True,
+        )  # fmt: skip
+        row = 0 if alone else t
+        out_BNH, weights_BNS = out[:, row], weights[:, :, row]
+        return (out_BNH.reshape(B, -1) * to_out).sum(), (out_BNH, weights_BNS)
+
+    step = jax.jit(jax.grad(loss, has_aux=True), static_argnums=(1, 2))
+    for t in (3, 5):
+        given = (Q, KEYS, V, ARRAY)
+        chex.assert_trees_all_close(step(given, t, True), step(given, t, False), atol=2e-6)

@@ -35,7 +35,16 @@ def dense(
     return_weights: bool,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """See `jaxformer.ops.attention.attention`; `query_chunk` queries see only their key range."""
-    T, S, K = q_BTNH.shape[1], k_BSKH.shape[1], k_BSKH.shape[2]
+    (B, T, N, _), S, K = q_BTNH.shape, k_BSKH.shape[1], k_BSKH.shape[2]
+    if T == 1 and S > 0:
+        block = range(1), range(S)
+        out_BNH, weights_BKGts = _attend_one(
+            q_BTNH[:, 0], k_BSKH, v_BSKH,
+            scores.bias_block(bias, *block), scores.mask_block(mask, *block),
+            scale=scale, soft_cap=soft_cap, dropout_rate=dropout_rate, key=key,
+        )  # fmt: skip
+        out_BTNH = out_BNH[:, None].astype(q_BTNH.dtype)
+        return (out_BTNH, weights_BKGts.reshape(B, N, 1, S)) if return_weights else out_BTNH
     q_BTKGH = q_BTNH.reshape(*q_BTNH.shape[:2], K, -1, q_BTNH.shape[-1])
     outs, weights = [], []
     for number, (start, stop, lo, hi) in enumerate(_blocks(mask, T, S, query_chunk)):
@@ -60,6 +69,28 @@ def dense(
     return out_BTNH, weights_BKGTS.reshape(q_BTNH.shape[0], -1, T, S)
 
 
+def _attend_one(
+    q_BNH, k_BSKH, v_BSKH, bias_BNts, mask_BNts, *, scale, soft_cap, dropout_rate, key
+) -> tuple[jax.Array, jax.Array]:
+    """As `_attend`, for one query: returns (out_BNH, weights_BKGts), both float32.
+
+    The matmuls see keys [C, S, H] and values [C, H, S], C = B * K: exactly as a cache for decoding
+    lies in memory. Anything between the two, and XLA copies all of the cache at every token.
+    """
+    (B, N, H), (S, K) = q_BNH.shape, k_BSKH.shape[1:3]
+    k_CSH = k_BSKH.transpose(0, 2, 1, 3).reshape(B * K, S, H)
+    v_CHS = v_BSKH.transpose(0, 2, 3, 1).reshape(B * K, H, S)
+    q_CGH = q_BNH.reshape(B * K, N // K, H)
+    raw_CGS = scale * einsum("CGH,CSH->CGS", q_CGH, k_CSH, out_dtype=jnp.float32)
+    raw_BKGts = raw_CGS.reshape(B, K, N // K, 1, S)
+    logits_BKGts = scores.finish(raw_BKGts, bias_BNts, mask_BNts, soft_cap)
+    p_BKGts, total_BKGt = _softmax(logits_BKGts)
+    p_CGS = dropout(p_BKGts, dropout_rate, key).astype(v_CHS.dtype).reshape(B * K, N // K, S)
+    out_CGH = einsum("CGS,CHS->CGH", p_CGS, v_CHS, out_dtype=jnp.float32)
+    out_CGH = out_CGH / total_BKGt.reshape(B * K, N // K, 1)
+    return out_CGH.reshape(B, N, H), p_BKGts / total_BKGt[..., None]
+
+
 def _attend(
     q_BtKGH, k_BsKH, v_BsKH, bias_BNts, mask_BNts, *, scale, soft_cap, dropout_rate, key
 ) -> tuple[jax.Array, jax.Array]:
@@ -71,16 +102,21 @@ def _attend(
     logits_BKGts = scores.block_logits(
         q_BtKGH, k_BsKH, bias_BNts, mask_BNts, scale=scale, soft_cap=soft_cap
     )
+    p_BKGts, total_BKGt = _softmax(logits_BKGts)
+    dropped_BKGts = dropout(p_BKGts, dropout_rate, key).astype(v_BsKH.dtype)
+    out_BtKGH = einsum("BKGts,BsKH->BtKGH", dropped_BKGts, v_BsKH, out_dtype=jnp.float32)
+    out_BtKGH = out_BtKGH / jnp.moveaxis(total_BKGt, 3, 1)[..., None]
+    return out_BtKGH, p_BKGts / total_BKGt[..., None]
+
+
+def _softmax(logits_BKGts: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the softmax's numerators and its denominator, 1 where a row sees nothing."""
     # Shifting by the maximum changes nothing in exact arithmetic, so it needs no gradient. A row
     # that is masked everywhere has maximum -inf: shifted by 0, its terms are all exp(-inf) = 0.
     top_BKGt1 = jax.lax.stop_gradient(logits_BKGts.max(axis=-1, keepdims=True, initial=-jnp.inf))
     p_BKGts = jnp.exp(logits_BKGts - jnp.where(top_BKGt1 == -jnp.inf, 0.0, top_BKGt1))
     total_BKGt = p_BKGts.sum(axis=-1)
-    total_BKGt = jnp.where(total_BKGt == 0.0, 1.0, total_BKGt)
-    dropped_BKGts = dropout(p_BKGts, dropout_rate, key).astype(v_BsKH.dtype)
-    out_BtKGH = einsum("BKGts,BsKH->BtKGH", dropped_BKGts, v_BsKH, out_dtype=jnp.float32)
-    out_BtKGH = out_BtKGH / jnp.moveaxis(total_BKGt, 3, 1)[..., None]
-    return out_BtKGH, p_BKGts / total_BKGt[..., None]
+    return p_BKGts, jnp.where(total_BKGt == 0.0, 1.0, total_BKGt)
 
 
 def _blocks(
