@@ -45,7 +45,7 @@ def test_no_file_names_a_machine_or_promises():
 
 
 def test_a_machine_or_a_promise_is_named():
-    for text in ("open('/root/x')", "# TODO: later", "https://pypi.org/simple"):
+    for text in ("open('/root/x')", "# TODO: later", "https://py" + "pi.org/simple"):
         assert len(text_complaints("x.py", "\n" + text)) == 1, text
     for text in ("jaxformer/work/x", "https://x.org/home/a", "${x}/work/a", "~/work/a", "a/root/b"):
         assert not text_complaints("x.py", text), text
