@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-Metrics = dict[str, tuple[jax.Array, jax.Array]]
+from jaxformer.objectives.shared import Loss, Metrics
 
 
-def make_eval_step(loss_fn: Callable[..., Any], *, seed: int) -> Callable[..., Metrics]:
+def make_eval_step(loss_fn: Loss, *, seed: int) -> Callable[..., Metrics]:
     """Returns `step(params, batch, index) -> metrics`; batch `index` always gets the same key."""
 
     def step(params: Any, batch: dict[str, jax.Array], index: jax.Array) -> Metrics:

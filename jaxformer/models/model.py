@@ -82,14 +82,12 @@ def checked(config: Any, apply: Callable[..., Output]) -> Callable[..., Output]:
             chex.assert_shape(batch["positions"], ({1, B}, T))
             chex.assert_type(batch["positions"], int)
         out = apply(params, batch, **asked)
-        D = config.width
+        D, L, N = config.width, config.num_layers, config.num_heads
         chex.assert_shape(out.hidden_BTD, (B, T, D))
         if out.hidden_states_LBTD is not None:
-            chex.assert_shape(out.hidden_states_LBTD, (config.num_layers, B, T, D))
+            chex.assert_shape(out.hidden_states_LBTD, (L, B, T, D))
         if out.attention_LBNTS is not None:
-            chex.assert_shape(
-                out.attention_LBNTS, (config.num_layers, B, config.num_heads, T, None)
-            )
+            chex.assert_shape(out.attention_LBNTS, (L, B, N, T, None))
         return out
 
     return wrapped

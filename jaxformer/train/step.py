@@ -12,16 +12,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxformer.objectives.shared import Loss, Metrics
 from jaxformer.train.experiment import Experiment
 from jaxformer.train.optimizer import update_ema
 from jaxformer.train.state import State, shardings
 
-Metrics = dict[str, tuple[jax.Array, jax.Array]]
-LossFn = Callable[..., tuple[jax.Array, Metrics]]
-
 
 def make_train_step(
-    loss_fn: LossFn,
+    loss_fn: Loss,
     optimizer: optax.GradientTransformation,
     *,
     seed: int,
@@ -70,7 +68,7 @@ def make_train_step(
 
 def compile_train_step(
     settings: Experiment,
-    loss_fn: LossFn,
+    loss_fn: Loss,
     optimizer: optax.GradientTransformation,
     state: State,
     batch: dict[str, jax.ShapeDtypeStruct],
@@ -88,7 +86,7 @@ def compile_train_step(
 
 
 def gradients(
-    loss_fn: LossFn, params: Any, batch: dict[str, jax.Array], key: jax.Array, accumulate: int = 1
+    loss_fn: Loss, params: Any, batch: dict[str, jax.Array], key: jax.Array, accumulate: int = 1
 ) -> tuple[Any, Metrics]:
     """Returns the gradient of the mean loss over the batch's real tokens, and the metrics.
 

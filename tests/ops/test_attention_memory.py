@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from jaxformer.ops import masks, positions
 from jaxformer.ops.attention import attention
+from tests.ops.jaxprs import equations
 
 N, H = 2, 8
 
@@ -37,10 +38,8 @@ def step(length, mask, bias, backend="chunked"):
 
 def largest(jaxpr):
     """The most elements of any array in a jaxpr and all that it calls."""
-    sizes = [v.aval.size for eqn in jaxpr.eqns for v in eqn.outvars if hasattr(v.aval, "size")]
-    called = [x for eqn in jaxpr.eqns for x in jax.tree.leaves(list(eqn.params.values()))]
-    called = [getattr(x, "jaxpr", x) for x in called]  # closed or open
-    return max([*sizes, *(largest(x) for x in called if hasattr(x, "eqns")), 0])
+    made = (v.aval for eqn in equations(jaxpr) for v in eqn.outvars)
+    return max(aval.size for aval in made if hasattr(aval, "size"))
 
 
 @pytest.mark.parametrize(

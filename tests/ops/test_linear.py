@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from jaxformer.ops.linear import einsum, linear
+from tests.ops.jaxprs import equations
 
 SPECS = [
     ("btd,df->btf", (2, 3, 8), (8, 5)),
@@ -82,13 +83,7 @@ def test_master_weight_receives_an_unrounded_gradient():
 
 
 def dots(jaxpr):
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "dot_general":
-            yield eqn
-        for value in jax.tree.leaves(list(eqn.params.values())):
-            inner = getattr(value, "jaxpr", value)  # closed or open
-            if hasattr(inner, "eqns"):
-                yield from dots(inner)
+    return (eqn for eqn in equations(jaxpr) if eqn.primitive.name == "dot_general")
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

@@ -86,11 +86,8 @@ def _forward(blocks, scale, q_BTNH, k_BSKH, v_BSKH, mask):
         q_BKqH = _join(q_BKGTH[:, :, :, block.start : block.stop])
         logits_BKqs = scores.dot(q_BKqH, k_BKSH[:, :, block.lo : block.hi], transposed=True)
         logits_BKqs = _mask(logits_BKqs, mask, block, N)
-        # A row that is masked everywhere has maximum -inf: shifted by 0, its terms are exp(-inf).
-        top_BKq1 = logits_BKqs.max(axis=-1, keepdims=True)
-        p_BKqs = jnp.exp(logits_BKqs - jnp.where(top_BKq1 == -jnp.inf, 0.0, top_BKq1))
-        total_BKq1 = p_BKqs.sum(axis=-1, keepdims=True)
-        inverse_BKq1 = 1.0 / jnp.where(total_BKq1 == 0.0, 1.0, total_BKq1)
+        p_BKqs, total_BKq = scores.softmax(logits_BKqs)
+        inverse_BKq1 = 1.0 / total_BKq[..., None]
         p_BKqs = p_BKqs.astype(dtype)
         out_BKqH = scores.dot(p_BKqs, v_BKSH[:, :, block.lo : block.hi]) * inverse_BKq1
         outs.append(out_BKqH.astype(dtype).reshape(B, K, N // K, -1, H))

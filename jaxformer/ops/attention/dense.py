@@ -84,7 +84,7 @@ def _attend_one(
     raw_CGS = scale * einsum("CGH,CSH->CGS", q_CGH, k_CSH, out_dtype=jnp.float32)
     raw_BKGts = raw_CGS.reshape(B, K, N // K, 1, S)
     logits_BKGts = scores.finish(raw_BKGts, bias_BNts, mask_BNts, soft_cap)
-    p_BKGts, total_BKGt = _softmax(logits_BKGts)
+    p_BKGts, total_BKGt = scores.softmax(logits_BKGts)
     p_CGS = dropout(p_BKGts, dropout_rate, key).astype(v_CHS.dtype).reshape(B * K, N // K, S)
     out_CGH = einsum("CGS,CHS->CGH", p_CGS, v_CHS, out_dtype=jnp.float32)
     out_CGH = out_CGH / total_BKGt.reshape(B * K, N // K, 1)
@@ -102,21 +102,11 @@ def _attend(
     logits_BKGts = scores.block_logits(
         q_BtKGH, k_BsKH, bias_BNts, mask_BNts, scale=scale, soft_cap=soft_cap
     )
-    p_BKGts, total_BKGt = _softmax(logits_BKGts)
+    p_BKGts, total_BKGt = scores.softmax(logits_BKGts)
     dropped_BKGts = dropout(p_BKGts, dropout_rate, key).astype(v_BsKH.dtype)
     out_BtKGH = einsum("BKGts,BsKH->BtKGH", dropped_BKGts, v_BsKH, out_dtype=jnp.float32)
     out_BtKGH = out_BtKGH / jnp.moveaxis(total_BKGt, 3, 1)[..., None]
     return out_BtKGH, p_BKGts / total_BKGt[..., None]
-
-
-def _softmax(logits_BKGts: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the softmax's numerators and its denominator, 1 where a row sees nothing."""
-    # Shifting by the maximum changes nothing in exact arithmetic, so it needs no gradient. A row
-    # that is masked everywhere has maximum -inf: shifted by 0, its terms are all exp(-inf) = 0.
-    top_BKGt1 = jax.lax.stop_gradient(logits_BKGts.max(axis=-1, keepdims=True, initial=-jnp.inf))
-    p_BKGts = jnp.exp(logits_BKGts - jnp.where(top_BKGt1 == -jnp.inf, 0.0, top_BKGt1))
-    total_BKGt = p_BKGts.sum(axis=-1)
-    return p_BKGts, jnp.where(total_BKGt == 0.0, 1.0, total_BKGt)
 
 
 def _blocks(

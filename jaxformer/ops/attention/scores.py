@@ -86,6 +86,17 @@ def finish(
     return logits_BKGts
 
 
+def softmax(logits_s: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the softmax's numerators [..., s] and its denominator [...], 1 where a row sees
+    nothing: divided by it, such a row is 0."""
+    # Shifting by the maximum changes nothing in exact arithmetic, so it needs no gradient. A row
+    # that is masked everywhere has maximum -inf: shifted by 0, its terms are all exp(-inf) = 0.
+    top_1 = jax.lax.stop_gradient(logits_s.max(axis=-1, keepdims=True, initial=-jnp.inf))
+    p_s = jnp.exp(logits_s - jnp.where(top_1 == -jnp.inf, 0.0, top_1))
+    total = p_s.sum(axis=-1)
+    return p_s, jnp.where(total == 0.0, 1.0, total)
+
+
 def split_heads(x_BNts: jax.Array, num_kv_heads: int) -> jax.Array:
     """Returns [B, K|1, G|1, t, s]: query head n belongs to key/value head n // G."""
     batch, heads, *rest = x_BNts.shape
