@@ -13,7 +13,15 @@ import jax.numpy as jnp
 
 from jaxformer import ops
 from jaxformer.models.head import Classifier, Head
-from jaxformer.models.model import Batch, Model, Output, Params, checked, positions_of
+from jaxformer.models.model import (
+    Batch,
+    Model,
+    Output,
+    Params,
+    checked,
+    empty_cache,
+    positions_of,
+)  # fmt: skip
 from jaxformer.modules import stack
 from jaxformer.modules.block import Block
 from jaxformer.modules.config import TransformerConfig
@@ -40,7 +48,9 @@ SIZES = {
 
 def make(config: Config) -> Model:
     """Returns the decoder as pure functions; see Model."""
-    block, embed, final_norm = Block(config), Embed(config), Norm(config)
+    block, embed = Block(config), Embed(config)
+    # A post-norm stack ends in a norm already.
+    final_norm = None if config.norm_position == "post" else Norm(config)
     relative = RelativePositions(config, bidirectional=False)
     head, classifier = Head(config), Classifier(config.num_classes, config.init_std)
 
@@ -52,13 +62,12 @@ def make(config: Config) -> Model:
         params = {
             "embed": embed.init(keys[0], tokens, tokens)["params"],
             "layers": stack.init(block, keys[1], x_BTD, rotary=turn),
-            "final_norm": final_norm.init(keys[2], x_BTD).get("params", {}),
+            "final_norm": final_norm.init(keys[2], x_BTD).get("params", {}) if final_norm else {},
             "relative": relative.init(keys[3]).get("params", {}),
-            "head": {} if config.tie_embeddings else head.init(keys[4])["params"],
-            "classifier": classifier.init(keys[5], x_BTD[:, 0])["params"]
-            if config.num_classes
-            else {},
+            "head": head.init(keys[4]).get("params", {}),
         }
+        if config.num_classes:
+            params["classifier"] = classifier.init(keys[5], x_BTD[:, 0])["params"]
         return {name: tree for name, tree in params.items() if tree}
 
     def apply(
@@ -73,7 +82,7 @@ def make(config: Config) -> Model:
         positions_BT, segment_ids = positions_of(batch), batch.get("segment_ids")
         tokens_BT = batch["tokens"]
         keys = (None, None) if key is None else jax.random.split(key)
-        mask, index = ops.masks.causal(), None
+        mask, index, reach = ops.masks.causal(), None, config.window - 1
         if cache is not None:
             index = cache["index"]
             fresh = jnp.ones_like(tokens_BT) if segment_ids is None else segment_ids
@@ -83,23 +92,31 @@ def make(config: Config) -> Model:
                 positions_BT = positions_BT + index
         elif segment_ids is not None:
             mask = mask & ops.masks.segments(segment_ids)
-        bias = relative.apply({"params": params.get("relative", {})}, 0 if index is None else index)
+        start = 0 if index is None else index
+        bias = relative.apply({"params": params.get("relative", {})}, start)
+        of_kind = {"global": {"mask": mask, "rotary": rotary(config, positions_BT)}}
+        if config.window:
+            near = mask & ops.masks.window(reach, 0, start)
+            of_kind["local"] = {"mask": near, "rotary": rotary(config, positions_BT, "local")}
         x_BTD = embed.apply({"params": params["embed"]}, tokens_BT, positions_BT, key=keys[0])
         out = stack.apply(
             block, params["layers"], x_BTD,
             cache=cache, index=index, key=keys[1], return_hidden=return_hidden,
-            return_attention=return_attention, mask=mask, rotary=rotary(config, positions_BT),
+            return_attention=return_attention, of_kind=of_kind,
             segment_ids_BT=segment_ids if config.short_conv else None,
             bias=bias,
         )  # fmt: skip
-        hidden = final_norm.apply({"params": params.get("final_norm", {})}, out.x_BTD)
+        hidden = out.x_BTD
+        if final_norm is not None:
+            hidden = final_norm.apply({"params": params.get("final_norm", {})}, hidden)
         if cache is not None:
             cache = {**out.cache, "valid": valid_BS, "index": index + tokens_BT.shape[1]}
         return Output(hidden, cache, out.hidden_states_LBTD, out.attention_LBNTS)
 
     def unembed(params: Params, hidden: jax.Array):
-        table_VD = params["embed"]["tokens"] if config.tie_embeddings else params["head"]["table"]
-        return hidden, table_VD, None
+        table_VD, bias_V = head.apply({"params": params.get("head", {})})
+        hidden = hidden * config.logit_scale if config.logit_scale else hidden
+        return hidden, params["embed"]["tokens"] if table_VD is None else table_VD, bias_V
 
     def classify(params: Params, hidden_BTD: jax.Array, batch: Batch) -> jax.Array:
         """Reads the last real token: the only one that has seen the whole text (GPT-1)."""
@@ -110,22 +127,6 @@ def make(config: Config) -> Model:
         return classifier.apply({"params": params["classifier"]}, pooled_BD)
 
     def init_cache(batch_size: int, max_length: int) -> dict:
-        matrices, H = batch_size * config.kv_heads, config.per_head
-        dtype = jnp.dtype(config.compute_dtype)
-        recent = ()
-        if config.short_conv:
-            past = (batch_size, config.short_conv - 1, config.width)
-            recent = (jnp.zeros(past, dtype),) * (1 if config.parallel_residual else 2)
-        return {
-            "k": tuple(
-                jnp.zeros((matrices, max_length, H), dtype) for _ in range(config.num_layers)
-            ),
-            "v": tuple(
-                jnp.zeros((matrices, H, max_length), dtype) for _ in range(config.num_layers)
-            ),
-            "history": tuple(recent for _ in range(config.num_layers)),
-            "valid": jnp.zeros((batch_size, max_length), bool),
-            "index": jnp.zeros((), jnp.int32),
-        }
+        return empty_cache(config, config.num_layers, batch_size, max_length)
 
     return Model(config, init, checked(config, apply), unembed, classify, init_cache)

@@ -28,9 +28,15 @@ class Config(TransformerConfig):
     """An encoder; the defaults are BERT's (Devlin 2019). See TransformerConfig.
 
     num_token_types: rows of the token-type table (0: none).
-    masked_head: has the head for masked language modelling.
-    num_classes: > 0 adds a classifier; pooling: what it reads, "first" (BERT's tanh pooler on the
-    first token) or "mean" (over real tokens).
+    masked_head: has the head for masked language modelling, with masked_activation and, but for
+    ModernBERT, masked_kernel_bias.
+    num_classes: > 0 adds a classifier; pooling: what it reads, "first" (the pooler on the first
+    token) or "mean" (over real tokens).
+    pooler: has BERT's pooler (with pooler_activation: ELECTRA gelu, DistilBERT relu) even without a
+    classifier; next_sentence_head reads it: logits of "follows" and "is another" (ALBERT: "in
+    order" and "swapped").
+    num_tags: > 0 adds a classifier of each token; span_head: one for an answer's start and end;
+    discriminator_head: ELECTRA's, a logit of "was replaced" for each token.
     """
 
     norm_position: str = "post"
@@ -40,14 +46,41 @@ class Config(TransformerConfig):
     max_length: int = 512
     num_token_types: int = 0
     masked_head: bool = True
+    masked_activation: str = "gelu"
+    masked_kernel_bias: bool = True
     num_classes: int = 0
     pooling: str = "first"
+    pooler: bool = False
+    pooler_activation: str = "tanh"
+    next_sentence_head: bool = False
+    num_tags: int = 0
+    span_head: bool = False
+    discriminator_head: bool = False
 
     def __post_init__(self):
         super().__post_init__()
         one_of(self.pooling, POOLING, "model.pooling")
+        one_of(self.masked_activation, ops.ACTIVATIONS, "model.masked_activation")
+        one_of(self.pooler_activation, ops.ACTIVATIONS, "model.pooler_activation")
         if self.short_conv:
             raise UserError("model.short_conv is causal; an encoder has none: set it to 0")
+
+    @property
+    def has_pooler(self) -> bool:
+        reads_first = bool(self.num_classes) and self.pooling == "first"
+        return self.pooler or self.next_sentence_head or reads_first
+
+    @property
+    def linear_heads(self) -> dict[str, int]:
+        """The linear heads by name, and how many numbers each gives; see Model.readout."""
+        sizes = {
+            "classifier": self.num_classes,
+            "next_sentence": 2 * self.next_sentence_head,
+            "tagger": self.num_tags,
+            "span": 2 * self.span_head,
+            "discriminator": int(self.discriminator_head),
+        }
+        return {name: size for name, size in sizes.items() if size}
 
 
 _BERT = dict(vocab_size=30522, num_token_types=2)
@@ -61,10 +94,13 @@ def make(config: Config) -> Model:
     """Returns the encoder as pure functions; see Model."""
     block, embed = Block(config), Embed(config, config.num_token_types)
     # A post-norm stack ends in a norm already.
-    final_norm = Norm(config) if config.norm_position == "pre" else None
+    final_norm = None if config.norm_position == "post" else Norm(config)
     relative = RelativePositions(config, bidirectional=True)
-    head, masked_head = Head(config), MaskedHead(config)
-    pooler, classifier = Pooler(config.init_std), Classifier(config.num_classes, config.init_std)
+    head = Head(config)
+    masked_head = MaskedHead(config, config.masked_activation, config.masked_kernel_bias)
+    pooler = Pooler(config.init_std, config.pooler_activation)
+    # ELECTRA's discriminator has a layer of its own before its linear head.
+    before_discriminator = Pooler(config.init_std, "gelu")
 
     def init(key: jax.Array) -> Params:
         keys = jax.random.split(key, 8)
@@ -80,12 +116,16 @@ def make(config: Config) -> Model:
             params["final_norm"] = final_norm.init(keys[3], x_BTD).get("params", {})
         if config.masked_head:
             params["masked_head"] = masked_head.init(keys[4], x_BTD)["params"]
-            if not config.tie_embeddings:
-                params["head"] = head.init(keys[5])["params"]
-        if config.num_classes:
-            params["classifier"] = classifier.init(keys[6], x_BTD[:, 0])["params"]
-            if config.pooling == "first":
-                params["pooler"] = pooler.init(keys[7], x_BTD[:, 0])["params"]
+            params["head"] = head.init(keys[5]).get("params", {})
+        if config.has_pooler:
+            params["pooler"] = pooler.init(keys[7], x_BTD[:, 0])["params"]
+        if config.discriminator_head:
+            params["discriminator_dense"] = before_discriminator.init(
+                jax.random.fold_in(keys[7], 1), x_BTD
+            )["params"]
+        for name, size in config.linear_heads.items():
+            draw = jax.random.fold_in(keys[6], size)
+            params[name] = Classifier(size, config.init_std).init(draw, x_BTD)["params"]
         return {name: tree for name, tree in params.items() if tree}
 
     def apply(
@@ -105,10 +145,15 @@ def make(config: Config) -> Model:
             {"params": params["embed"]}, batch["tokens"], positions_BT,
             batch.get("token_types"), keys[0],
         )  # fmt: skip
+        mask = None if segment_ids is None else ops.masks.segments(segment_ids)
+        of_kind = {"global": {"mask": mask, "rotary": rotary(config, positions_BT)}}
+        if config.window:
+            near = ops.masks.window(config.window // 2, config.window // 2)
+            near = near if mask is None else mask & near
+            of_kind["local"] = {"mask": near, "rotary": rotary(config, positions_BT, "local")}
         out = stack.apply(
             block, params["layers"], x_BTD, key=keys[1], return_hidden=return_hidden,
-            return_attention=return_attention, rotary=rotary(config, positions_BT),
-            mask=None if segment_ids is None else ops.masks.segments(segment_ids),
+            return_attention=return_attention, of_kind=of_kind,
             bias=relative.apply({"params": params.get("relative", {})}),
         )  # fmt: skip
         hidden = out.x_BTD
@@ -117,21 +162,30 @@ def make(config: Config) -> Model:
         return Output(hidden, None, out.hidden_states_LBTD, out.attention_LBNTS)
 
     def unembed(params: Params, hidden: jax.Array):
+        if "masked_head" not in params:
+            raise UserError(
+                "this encoder has no head for masked tokens; train one with model.masked_head=True"
+            )
         features, bias_V = masked_head.apply({"params": params["masked_head"]}, hidden)
-        table_VD = params["embed"]["tokens"] if config.tie_embeddings else params["head"]["table"]
-        return features, table_VD, bias_V
+        table_VD, _ = head.apply({"params": params.get("head", {})})
+        return features, params["embed"]["tokens"] if table_VD is None else table_VD, bias_V
+
+    def pool(params: Params, hidden_BTD: jax.Array, batch: Batch) -> jax.Array:
+        """Reads the first real token through the pooler, or the mean of all real tokens."""
+        valid_BT = batch.get("segment_ids", jnp.ones_like(batch["tokens"])) != 0
+        if config.pooling == "first":
+            first_B = jnp.argmax(valid_BT, axis=1)  # not 0 where padding is on the left
+            first_BD = jnp.take_along_axis(hidden_BTD, first_B[:, None, None], axis=1)[:, 0]
+            return pooler.apply({"params": params["pooler"]}, first_BD)
+        weights_BT1 = valid_BT[..., None].astype(jnp.float32)
+        total_BD = jnp.sum(hidden_BTD.astype(jnp.float32) * weights_BT1, axis=1)
+        return total_BD / jnp.maximum(weights_BT1.sum(axis=1), 1.0)
 
     def classify(params: Params, hidden_BTD: jax.Array, batch: Batch) -> jax.Array:
-        if config.pooling == "first":
-            pooled_BD = pooler.apply({"params": params["pooler"]}, hidden_BTD[:, 0])
-        else:
-            valid_BT = batch.get("segment_ids", jnp.ones_like(batch["tokens"])) != 0
-            weights_BT1 = valid_BT[..., None].astype(jnp.float32)
-            total_BD = jnp.sum(hidden_BTD.astype(jnp.float32) * weights_BT1, axis=1)
-            pooled_BD = total_BD / jnp.maximum(weights_BT1.sum(axis=1), 1.0)
-        return classifier.apply({"params": params["classifier"]}, pooled_BD)
+        pooled_BD = pool(params, hidden_BTD, batch)
+        return Classifier(config.num_classes).apply({"params": params["classifier"]}, pooled_BD)
 
     def init_cache(batch_size: int, max_length: int):
         raise UserError("model.family=encoder cannot generate text; use a decoder")
 
-    return Model(config, init, checked(config, apply), unembed, classify, init_cache)
+    return Model(config, init, checked(config, apply), unembed, classify, init_cache, pool=pool)

@@ -34,12 +34,18 @@ class Model(NamedTuple):
     init: key -> params, a nested dict of float32 arrays.
     apply: (params, batch, *, key=None, cache=None, return_hidden=False, return_attention=False)
       -> Output. The batch holds "tokens" [B, T] int32 and, where wanted, "segment_ids" [B, T]
-      (0 is padding; tokens see their own segment only), "positions" [B, T] and "token_types"
-      [B, T]. `key` turns dropout on.
+      (0 is padding; tokens see their own segment only), "positions" [B, T] (by default they
+      restart with each segment) and "token_types" [B, T]. `key` turns dropout on. A sequence to
+      sequence model reads "source" [B, S] and "source_segment_ids" [B, S] too; its "tokens" are the
+      decoder's input. With `cache` the new tokens come after those that it holds.
     unembed: (params, hidden_..D) -> (features_..D, table_VD, bias_V or None), whose product is the
       logits; ops.linear_cross_entropy takes these and never holds all logits.
     classify: (params, hidden_BTD, batch) -> logits_BC float32.
-    init_cache: (batch_size, max_length) -> an empty key/value cache for `apply`.
+    init_cache: (batch_size, max_length) -> an empty cache for `apply`, a tree whose leaves are
+      scalars, or have rows (times heads) as their leading axis.
+    encode: (params, batch, cache) -> the cache with the batch's "source" in it, for models that
+      have one; None for those that have not.
+    pool: (params, hidden_BTD, batch) -> pooled_BD, an encoder's reading of the whole row; or None.
     """
 
     config: Any
@@ -48,10 +54,23 @@ class Model(NamedTuple):
     unembed: Callable[[Params, jax.Array], tuple[jax.Array, jax.Array, jax.Array | None]]
     classify: Callable[[Params, jax.Array, Batch], jax.Array]
     init_cache: Callable[[int, int], Any]
+    encode: Callable[[Params, Batch, Any], Any] | None = None
+    pool: Callable[[Params, jax.Array, Batch], jax.Array] | None = None
 
     def unstack(self, params: Params) -> Params:
         """Returns params with separate layers, for `apply` with a cache: call it before a loop."""
-        return {**params, "layers": stack.unstack(params["layers"])}
+        if "decoder" in params and "layers" in params["decoder"]:
+            decoder = params["decoder"]
+            L = self.config.decoder_layers or self.config.num_layers
+            return {**params, "decoder": {**decoder, "layers": stack.unstack(decoder["layers"], L)}}
+        if "layers" not in params:
+            return params
+        return {**params, "layers": stack.unstack(params["layers"], self.config.num_layers)}
+
+    def readout(self, params: Params, hidden: jax.Array, name: str) -> jax.Array:
+        """Returns the float32 logits [..., C] of the linear head `name` on hidden [..., D]."""
+        head = params[name]
+        return ops.linear(hidden.astype(jnp.float32), head["kernel"], head["bias"])
 
     def logits(self, params: Params, hidden: jax.Array) -> jax.Array:
         """Returns the logits [..., V] in float32 of hidden states [..., D]."""
@@ -78,11 +97,16 @@ def checked(config: Any, apply: Callable[..., Output]) -> Callable[..., Output]:
             if name in batch:
                 chex.assert_shape(batch[name], (B, T))
                 chex.assert_type(batch[name], int)
+        for name in ("source", "source_segment_ids"):
+            if name in batch:
+                chex.assert_shape(batch[name], (B, batch["source"].shape[1]))
+                chex.assert_type(batch[name], int)
         if "positions" in batch:
             chex.assert_shape(batch["positions"], ({1, B}, T))
             chex.assert_type(batch["positions"], int)
         out = apply(params, batch, **asked)
-        D, L, N = config.width, config.num_layers, config.num_heads
+        D, N = config.width, config.num_heads
+        L = getattr(config, "decoder_layers", 0) or config.num_layers
         chex.assert_shape(out.hidden_BTD, (B, T, D))
         if out.hidden_states_LBTD is not None:
             chex.assert_shape(out.hidden_states_LBTD, (L, B, T, D))
@@ -94,12 +118,41 @@ def checked(config: Any, apply: Callable[..., Output]) -> Callable[..., Output]:
 
 
 def positions_of(batch: Batch) -> jax.Array:
-    """Returns the batch's positions [B|1, T]: given, or 0, 1, 2, ..."""
+    """Returns the batch's positions [B|1, T]: given, or counted from each segment's first token."""
     if "positions" in batch:
         return batch["positions"]
-    return jnp.arange(batch["tokens"].shape[1], dtype=jnp.int32)[None]
+    return count_positions(batch["tokens"], batch.get("segment_ids"))
+
+
+def count_positions(tokens_BT: jax.Array, segment_ids_BT: jax.Array | None) -> jax.Array:
+    """Returns 0, 1, 2, ... [1, T], or [B, T] from each segment's first token on.
+
+    So padding on the left changes nothing.
+    """
+    index_1T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
+    if segment_ids_BT is None:
+        return index_1T
+    begins_BT = segment_ids_BT != jnp.pad(segment_ids_BT, ((0, 0), (1, 0)))[:, :-1]
+    return index_1T - jax.lax.cummax(jnp.where(begins_BT, index_1T, 0), axis=1)
 
 
 def count_parameters(params: Params) -> int:
     """Returns the number of parameters in a tree of arrays or shapes."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def empty_cache(config: Any, num_layers: int, batch_size: int, max_length: int) -> dict[str, Any]:
+    """Returns the cache of a stack of blocks that has seen nothing yet; see stack.apply."""
+    matrices, H = batch_size * config.kv_heads, config.per_head
+    dtype = jnp.dtype(config.compute_dtype)
+    recent: tuple[jax.Array, ...] = ()
+    if config.short_conv:
+        past = (batch_size, config.short_conv - 1, config.width)
+        recent = (jnp.zeros(past, dtype),) * (1 if config.parallel_residual else 2)
+    return {
+        "k": tuple(jnp.zeros((matrices, max_length, H), dtype) for _ in range(num_layers)),
+        "v": tuple(jnp.zeros((matrices, H, max_length), dtype) for _ in range(num_layers)),
+        "history": tuple(recent for _ in range(num_layers)),
+        "valid": jnp.zeros((batch_size, max_length), bool),
+        "index": jnp.zeros((), jnp.int32),
+    }

@@ -63,6 +63,19 @@ def join_projections(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return joined
 
 
+def project_memory(params: dict[str, jax.Array], source_BSD: jax.Array) -> KeyValues:
+    """Returns the keys and values of a cross-attention over `source_BSD`, for all decode steps."""
+    k_BSKH = ops.linear(source_BSD, params["k"], params.get("k_bias"))
+    v_BSKH = ops.linear(source_BSD, params["v"], params.get("v_bias"))
+    B, S, K, H = k_BSKH.shape
+    empty = KeyValues(
+        jnp.zeros((B * K, S, H), k_BSKH.dtype),
+        jnp.zeros((B * K, H, S), k_BSKH.dtype),
+        jnp.zeros((), jnp.int32),
+    )
+    return empty.append(k_BSKH, v_BSKH)
+
+
 class Rotary(NamedTuple):
     """RoPE's inputs: positions [B|1, T] and inverse frequencies [H/2]."""
 
@@ -86,19 +99,36 @@ class Attention(nn.Module):
         bias=None,
         rotary: Rotary | None = None,
         cache: KeyValues | None = None,
+        memory: KeyValues | None = None,
         key: jax.Array | None = None,
         return_weights: bool = False,
     ) -> tuple[jax.Array, KeyValues | None, jax.Array | None]:
-        """Returns (out_BTD, cache with these keys or None, weights_BNTS or None)."""
+        """Returns (out_BTD, cache with these keys or None, weights_BNTS or None).
+
+        `memory` holds the keys and values of cross-attention, from `project_memory`.
+        """
         c, D = self.config, x_BTD.shape[-1]
         N, K, H = c.num_heads, c.kv_heads, c.per_head
 
         def project(name: str, x: jax.Array, heads: int) -> jax.Array:
             weight = self.param(name, initial.inner(c, D), (D, heads, H))
-            offset = self.param(f"{name}_bias", initial.zeros, (heads, H)) if c.bias else None
+            biased = c.bias or c.qkv_bias
+            offset = self.param(f"{name}_bias", initial.zeros, (heads, H)) if biased else None
             return ops.linear(x, weight, offset)
 
-        if self.has_variable("params", "qkv"):  # from join_projections
+        def normed(name: str, x_BTNH: jax.Array) -> jax.Array:
+            width = x_BTNH.shape[2] * H if c.qk_norm_all_heads else H
+            plus_one = c.norm == "rms_norm_plus_one"
+            start = initial.zeros if plus_one else initial.ones
+            scale = self.param(name, start, (width,)) if c.norm_scale else None
+            x = x_BTNH.reshape(*x_BTNH.shape[:2], -1, width)
+            x = ops.rms_norm(x, scale, eps=c.norm_epsilon, offset=float(plus_one))
+            return x.reshape(x_BTNH.shape)
+
+        if memory is not None:  # the source's keys and values, projected once
+            q_BTNH = project("q", x_BTD, N)
+            k_BSKH, v_BSKH = memory.read(x_BTD.shape[0])
+        elif self.has_variable("params", "qkv"):  # from join_projections
             q_BTNH, k_BSKH, v_BSKH = jnp.split(project("qkv", x_BTD, N + 2 * K), (N, N + K), axis=2)
         else:
             source_BSD = x_BTD if kv_BSD is None else kv_BSD
@@ -106,10 +136,8 @@ class Attention(nn.Module):
             k_BSKH = project("k", source_BSD, K)
             v_BSKH = project("v", source_BSD, K)
         if c.qk_norm:
-            q_scale = self.param("q_norm", initial.ones, (H,)) if c.norm_scale else None
-            k_scale = self.param("k_norm", initial.ones, (H,)) if c.norm_scale else None
-            q_BTNH = ops.rms_norm(q_BTNH, q_scale, eps=c.norm_epsilon)
-            k_BSKH = ops.rms_norm(k_BSKH, k_scale, eps=c.norm_epsilon)
+            q_BTNH = normed("q_norm", q_BTNH)
+            k_BSKH = normed("k_norm", k_BSKH) if memory is None else k_BSKH
         if c.qk_scale:
             factor_N = self.param("qk_scale", nn.initializers.constant(c.qk_scale), (N,))
             q_BTNH = q_BTNH * factor_N[:, None].astype(q_BTNH.dtype)
@@ -142,5 +170,6 @@ class Attention(nn.Module):
         )
         out_BTNH, weights_BNTS = result if return_weights else (result, None)
         w_NHD = self.param("out", initial.output(c, N * H), (N, H, D))
-        out_bias = self.param("out_bias", initial.zeros, (D,)) if c.bias else None
+        biased = c.bias or c.attention_out_bias
+        out_bias = self.param("out_bias", initial.zeros, (D,)) if biased else None
         return ops.linear(out_BTNH, w_NHD, out_bias, axes=2), cache, weights_BNTS

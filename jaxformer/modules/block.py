@@ -10,14 +10,15 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxformer import ops
 from jaxformer.modules.attention import Attention, KeyValues, Rotary
 from jaxformer.modules.config import TransformerConfig
-from jaxformer.modules.feedforward import FeedForward
+from jaxformer.modules.feedforward import Experts, FeedForward
 from jaxformer.modules.norm import Norm
 
 
 class Block(nn.Module):
-    """Pre-norm (Xiong 2020), post-norm (Vaswani 2017) or parallel residual (Wang 2021).
+    """Attention and feed-forward, each with its norms and residual sum (see TransformerConfig).
 
-    `cross` adds attention over `memory_BSD` between the two.
+    `cross` adds attention over a source between the two: over `source_BSD`, or over the keys and
+    values in `memory` that were made of it before.
     """
 
     config: TransformerConfig
@@ -32,16 +33,21 @@ class Block(nn.Module):
         bias=None,
         rotary: Rotary | None = None,
         cache: KeyValues | None = None,
-        memory_BSD: jax.Array | None = None,
-        memory_mask=None,
+        source_BSD: jax.Array | None = None,
+        memory: KeyValues | None = None,
+        source_mask=None,
+        normed_input: bool = False,
         segment_ids_BT: jax.Array | None = None,
         key: jax.Array | None = None,
         return_weights: bool = False,
     ) -> tuple[jax.Array, KeyValues | None, jax.Array | None]:
-        """Returns (x_BTD, cache or None, self-attention weights_BNTS or None)."""
+        """Returns (x_BTD, cache or None, self-attention weights_BNTS or None).
+
+        `normed_input` says that attention reads `x_BTD` as it is, for its norm was done before.
+        """
         c = self.config
         keys = [None] * 5 if key is None else list(jax.random.split(key, 5))
-        pre = c.norm_position == "pre"
+        pre = c.norm_position in ("pre", "sandwich")
         past = () if cache is None else cache.history_BPD
         recent: list[jax.Array] = []
 
@@ -61,33 +67,34 @@ class Block(nn.Module):
             recent.append(seen[:, x.shape[1] :])
             return ops.short_conv(x, kernel_WD, history_BPD=history_BPD)
 
-        def after(name: str, x: jax.Array) -> jax.Array:
-            return x if pre else Norm(c, name=f"{name}_norm")(x)
+        def add(name: str, x: jax.Array, y: jax.Array, at: int) -> jax.Array:
+            if c.norm_position == "output":
+                y = Norm(c, name=f"{name}_norm")(y)
+            if c.norm_position == "sandwich":
+                y = Norm(c, name=f"{name}_output_norm")(y)
+            x = x + ops.dropout(y, c.dropout, keys[at])
+            return Norm(c, name=f"{name}_norm")(x) if c.norm_position == "post" else x
 
-        def drop(x: jax.Array, at: int) -> jax.Array:
-            return ops.dropout(x, c.dropout, keys[at])
-
-        normed = before("attention", x_BTD)
+        normed = x_BTD if normed_input else before("attention", x_BTD)
+        feed = Experts(c, name="experts") if c.num_experts else FeedForward(c, name="feed_forward")
         attended, cache, weights = Attention(c, name="attention")(
             normed, mask=mask, bias=bias, rotary=rotary, cache=cache, key=keys[0],
             return_weights=return_weights,
         )  # fmt: skip
-        attended = drop(checkpoint_name(attended, "attention"), 1)
-
+        attended = checkpoint_name(attended, "attention")
         if c.parallel_residual:
-            fed = checkpoint_name(FeedForward(c, name="feed_forward")(normed), "feed_forward")
-            x_BTD = after("attention", x_BTD + attended + drop(fed, 2))
-            return x_BTD, _remember(cache, recent), weights
+            both = attended + checkpoint_name(feed(normed), "feed_forward")
+            return add("attention", x_BTD, both, 1), _remember(cache, recent), weights
 
-        x_BTD = after("attention", x_BTD + attended)
+        x_BTD = add("attention", x_BTD, attended, 1)
         if self.cross:
             looked, _, _ = Attention(c, name="cross_attention")(
-                before("cross_attention", x_BTD), kv_BSD=memory_BSD, mask=memory_mask, key=keys[3]
-            )
-            x_BTD = after("cross_attention", x_BTD + drop(looked, 4))
-        fed = FeedForward(c, name="feed_forward")(before("feed_forward", x_BTD))
-        fed = drop(checkpoint_name(fed, "feed_forward"), 2)
-        return after("feed_forward", x_BTD + fed), _remember(cache, recent), weights
+                before("cross_attention", x_BTD),
+                kv_BSD=source_BSD, memory=memory, mask=source_mask, key=keys[3],
+            )  # fmt: skip
+            x_BTD = add("cross_attention", x_BTD, looked, 4)
+        fed = checkpoint_name(feed(before("feed_forward", x_BTD)), "feed_forward")
+        return add("feed_forward", x_BTD, fed, 2), _remember(cache, recent), weights
 
 
 def _present_only(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The feed-forward layer's parameters, plain or gated."""
+"""The feed-forward layer's parameters: plain, gated, or of several experts."""
 
 from __future__ import annotations
 
@@ -33,4 +33,24 @@ class FeedForward(nn.Module):
             )  # fmt: skip
         return ops.feed_forward(
             x_BTD, w_in_DF, w_out_FD, b_in=b_in, b_out=b_out, activation=c.activation
+        )
+
+
+class Experts(nn.Module):
+    """Gated feed-forward layers of which each token uses its best few (Jiang 2024, section 2.1)."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        c, D, F = self.config, x_BTD.shape[-1], self.config.feed_forward_width
+        X = c.num_experts
+        return ops.experts(
+            x_BTD,
+            self.param("router", initial.inner(c, D), (D, X)),
+            self.param("gate", initial.inner(c, D), (X, D, F)),
+            self.param("in", initial.inner(c, D), (X, D, F)),
+            self.param("out", initial.output(c, F), (X, F, D)),
+            per_token=c.experts_per_token,
+            activation=c.activation,
         )

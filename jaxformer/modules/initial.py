@@ -26,4 +26,7 @@ def output(config: TransformerConfig, inputs: int):
 
 def table(config: TransformerConfig):
     """Returns the initialiser of an embedding table."""
-    return initializers.normal(1.0 if config.init == "fan_in" else config.init_std)
+    if config.init == "fan_in":  # of unit variance where it is read
+        E = config.embedding_size or config.width
+        return initializers.normal(E**-0.5 if config.embed_scale else 1.0)
+    return initializers.normal(config.init_std)

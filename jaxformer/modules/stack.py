@@ -1,13 +1,19 @@
-"""L equal blocks: initialised by one map, run by one scan, rematerialised by policy."""
+"""L like blocks: initialised by one map, run by one scan, rematerialised by policy.
+
+Layers may differ in what they are given (a window, another RoPE), not in their parameters. A scan
+then runs over whole periods of the pattern, with what does not fit before and after it.
+"""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxformer.modules.attention import KeyValues, join_projections
+from jaxformer.modules.attention import KeyValues, join_projections, project_memory
 from jaxformer.modules.block import Block
 from jaxformer.parallel.rules import constrain_batch
 
@@ -28,9 +34,10 @@ class Stacked(NamedTuple):
 
 
 def init(block: Block, key: jax.Array, x_BTD: jax.Array, **inputs: Any) -> Any:
-    """Returns the parameters of `config.num_layers` blocks, each leaf with a leading L axis."""
+    """Returns the parameters of the layers, each leaf with a leading L axis (1 if all share)."""
+    c = block.config
     # A map and not vmap: the values are the same, and random numbers compile in half the time.
-    keys = jax.random.split(key, block.config.num_layers)
+    keys = jax.random.split(key, 1 if c.share_layers else c.num_layers)
     return jax.lax.map(lambda k: block.init(k, x_BTD, **inputs)["params"], keys)
 
 
@@ -44,6 +51,7 @@ def apply(
     key: jax.Array | None = None,
     return_hidden: bool = False,
     return_attention: bool = False,
+    of_kind: Mapping[str, Mapping[str, Any]] | None = None,
     **inputs: Any,
 ) -> Stacked:
     """Runs the blocks one after the other.
@@ -53,66 +61,156 @@ def apply(
       params: stacked parameters, from `init`, or a tuple of L trees, from `unstack`.
       x_BTD: the stream's input.
       cache: {"k", "v"}, tuples of L arrays [B*K, S, H] and [B*K, H, S], and {"history"}, a tuple of
-        what each layer's short convolutions saw last; or None.
+        what each layer's short convolutions saw last; or None. With {"memory"}, L pairs of a
+        source's keys and values (see `remember_source`), cross-attention reads those.
       index: where in the cache this call's keys go (with `cache`).
       key: dropout's key, or None: no dropout. Layer l uses the l-th split.
       return_hidden: also return the input of each block.
       return_attention: also return each block's attention weights.
-      **inputs: what every block is given alike (mask, bias, rotary, memory_BSD, ...).
+      of_kind: what the layers of each kind ("global", "local") are given.
+      **inputs: what every block is given alike (mask, bias, rotary, source_BSD, ...).
     """
     config = block.config
-    keys = None if key is None else jax.random.split(key, config.num_layers)
-    asked = {"return_weights": return_attention, **inputs}
+    L, of_kind = config.num_layers, of_kind or {}
+    keys = None if key is None else jax.random.split(key, L)
+    kinds = list(config.layer_kinds if of_kind else ("",) * L)
+    if not config.first_attention_norm:
+        kinds[0] += " first"
 
-    def layer(x, layer_params, layer_key, kept):
-        return block.apply({"params": layer_params}, x, cache=kept, key=layer_key, **asked)
-
-    def body(x, of_layer):
-        layer_params, layer_key = of_layer
-        y, _, weights = layer(x, layer_params, layer_key, None)
-        return constrain_batch(y), (x if return_hidden else None, weights)
+    def layer(i: int, x, layer_params, layer_key, **kept):
+        kind, first = kinds[i].partition(" ")[::2]
+        return block.apply(
+            {"params": layer_params}, x, key=layer_key, return_weights=return_attention,
+            **({"normed_input": True} if first else {}), **inputs, **of_kind.get(kind, {}), **kept,
+        )  # fmt: skip
 
     if cache is not None:
         # Separate layers: a scan would copy the whole cache, and slice all weights, at every step.
-        layers, kept, hidden, weights = unstack(params), [], [], []
-        for i in range(config.num_layers):
+        layers, hidden, kept, weights = unstack(params, L), [], [], []
+        for i in range(L):
             hidden.append(x_BTD)
-            entry = KeyValues(cache["k"][i], cache["v"][i], index, cache["history"][i])
-            x_BTD, entry, w = layer(x_BTD, layers[i], None if keys is None else keys[i], entry)
+            given: dict[str, Any]
+            given = {"cache": KeyValues(cache["k"][i], cache["v"][i], index, cache["history"][i])}
+            if "memory" in cache:
+                k_CSH, v_CHS = cache["memory"][i]
+                given["memory"] = KeyValues(k_CSH, v_CHS, index)
+            x_BTD, entry, w = layer(i, x_BTD, layers[i], None if keys is None else keys[i], **given)
             kept.append(entry)
             weights.append(w)
+        cache = {
+            **cache,
+            "k": tuple(entry.k_CSH for entry in kept),
+            "v": tuple(entry.v_CHS for entry in kept),
+            "history": tuple(entry.history_BPD for entry in kept),
+        }
         return Stacked(
             x_BTD,
-            {
-                "k": tuple(entry.k_CSH for entry in kept),
-                "v": tuple(entry.v_CHS for entry in kept),
-                "history": tuple(entry.history_BPD for entry in kept),
-            },
+            cache,
             jnp.stack(hidden) if return_hidden else None,
             jnp.stack(weights) if return_attention else None,
         )
 
+    def run(x, start: int, each: tuple[Any, ...]):
+        """Runs len(each) layers, of the kinds from `start` on."""
+        hidden, weights = [], []
+        for offset, (layer_params, layer_key) in enumerate(each):
+            hidden.append(x)
+            shared = layer_params if layer_params is not None else _at(params, 0)
+            x, _, w = layer(start + offset, x, shared, layer_key)
+            x = constrain_batch(x)
+            weights.append(w)
+        # Without a period a layer's extras need no axis of their own.
+        return x, (hidden if return_hidden else None, weights if return_attention else None)
+
     if config.remat != "none":
-        body = jax.checkpoint(body, policy=POLICIES[config.remat], prevent_cse=False)
-    x_BTD, (hidden, weights) = jax.lax.scan(
-        body, constrain_batch(x_BTD), (params, keys), unroll=config.unroll or config.num_layers
+        run = jax.checkpoint(
+            run, policy=POLICIES[config.remat], prevent_cse=False, static_argnums=1
+        )
+
+    def pick(index):
+        return None if config.share_layers else _at(params, index), _at(keys, index)
+
+    head, period = _repeats(tuple(kinds))
+    end = head + (L - head) // period * period
+    x_BTD, hidden, weights = constrain_batch(x_BTD), [], []
+
+    def single(x, i: int):
+        x, extra = run(x, i, (pick(i),))
+        return x, jax.tree.map(lambda leaf: leaf[None], extra)
+
+    extras = []
+    for i in range(head):
+        x_BTD, extra = single(x_BTD, i)
+        extras.append(extra)
+    whole = head == 0 and period == 1 and end == L
+    stacks = tuple(
+        pick(slice(None)) if whole else pick(slice(head + offset, end, period))
+        for offset in range(period)
     )
+    unroll = -(-(config.unroll or L) // period)
+    x_BTD, extra = jax.lax.scan(
+        lambda x, each: run(x, head, each),
+        x_BTD, stacks, length=(end - head) // period, unroll=min(unroll, (end - head) // period),
+    )  # fmt: skip
+    extras.append(extra)
+    for i in range(end, L):
+        x_BTD, extra = single(x_BTD, i)
+        extras.append(extra)
+    hidden, weights = (_in_order([extra[part] for extra in extras]) for part in (0, 1))
     return Stacked(x_BTD, None, hidden, weights)
 
 
-def unstack(params: Any) -> tuple[Any, ...]:
+def _at(tree: Any, index: int | slice) -> Any:
+    """Returns the leaves at `index` of their leading axis; None stays None."""
+    whole = isinstance(index, slice) and index == slice(None)
+    return tree if whole else jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def _in_order(parts: list[Any]) -> jax.Array | None:
+    """Returns the layers' extras [L, ...]; a part holds one [n, ...] for each place in a period."""
+    if parts[0] is None:
+        return None
+    joined = [jnp.stack(part, axis=1).reshape(-1, *part[0].shape[1:]) for part in parts]
+    return joined[0] if len(joined) == 1 else jnp.concatenate(joined)
+
+
+@functools.lru_cache(maxsize=256)
+def _repeats(kinds: tuple[str, ...]) -> tuple[int, int]:
+    """Returns (head, period): after the first `head` layers the kinds repeat every `period`.
+
+    Chosen so that the fewest layers are compiled apart: head, one period, and what is left over.
+    """
+    L = len(kinds)
+    choices = [
+        (head + period + (L - head) % period, head, period)
+        for head in range(L)
+        for period in range(1, L - head + 1)
+        if all(kinds[i] == kinds[i + period] for i in range(head, L - period))
+    ]
+    return min(choices)[1:]
+
+
+def remember_source(params: Any, num_layers: int, source_BSD: jax.Array) -> tuple[Any, ...]:
+    """Returns each layer's keys [B*K, S, H] and values [B*K, H, S] of a source, for a cache."""
+    layers = unstack(params, num_layers)
+    made = (project_memory(layer["cross_attention"], source_BSD) for layer in layers)
+    return tuple((kv.k_CSH, kv.v_CHS) for kv in made)
+
+
+def unstack(params: Any, num_layers: int) -> tuple[Any, ...]:
     """Returns stacked parameters as a tuple of one tree a layer, for a decode loop.
 
     Done once before the loop begins, for inside it each step would copy all weights. A tuple is
-    returned as it is.
+    returned as it is. Layers that share their parameters get the same tree.
     """
     if isinstance(params, tuple):
         return params
 
     def layer(i: int) -> Any:
-        of_layer = jax.tree.map(lambda leaf: leaf[i], params)
+        of_layer = _at(params, i)
         return {**of_layer, "attention": join_projections(of_layer["attention"])}
 
-    num_layers = jax.tree.leaves(params)[0].shape[0]
-    layers = tuple(layer(i) for i in range(num_layers))
-    return jax.lax.optimization_barrier(layers)  # or XLA moves the slices back into the loop
+    stacked = jax.tree.leaves(params)[0].shape[0]
+    layers = tuple(layer(i) for i in range(stacked))
+    layers = jax.lax.optimization_barrier(layers)  # or XLA moves the slices back into the loop
+    return layers if stacked == num_layers else layers * num_layers

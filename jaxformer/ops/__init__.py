@@ -9,6 +9,7 @@ from jaxformer.ops.attention import attention
 from jaxformer.ops.convolution import short_conv
 from jaxformer.ops.dropout import dropout
 from jaxformer.ops.embeddings import embed
+from jaxformer.ops.experts import experts
 from jaxformer.ops.ffn import ACTIVATIONS, feed_forward, gated_feed_forward
 from jaxformer.ops.linear import einsum, linear
 from jaxformer.ops.losses import cross_entropy, linear_cross_entropy
@@ -24,6 +25,7 @@ __all__ = [
     "dropout",
     "einsum",
     "embed",
+    "experts",
     "feed_forward",
     "gated_feed_forward",
     "layer_norm",

@@ -10,12 +10,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxformer.parallel.mesh import BATCH_AXES
 
+LINEAR_HEADS = r"classifier|next_sentence|tagger|span|discriminator|discriminator_dense"
+
 # Path pattern (matched whole) -> the mesh axis of each dimension. Leaves under "layers" have a
 # leading layer axis, which the table leaves out. Megatron's pairs: the first matmul of a pair is
 # split by its outputs, the second by its inputs, so that one all-reduce closes the pair.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"embed/tokens", ("tensor", "fsdp")),
-    (r"embed/(positions|token_types)", (None, "fsdp")),
+    (r"(.*/)?embed/tokens", ("tensor", "fsdp")),
+    (r"(.*/)?embed/(positions|token_types)", (None, "fsdp")),
+    (r"embed/projection", (None, "fsdp")),
     (r"(.*/)?attention/(q|k|v)", ("fsdp", "tensor", None)),
     (r"(.*/)?attention/(q|k|v)_bias", ("tensor", None)),
     (r"(.*/)?attention/out", ("tensor", None, "fsdp")),
@@ -25,16 +28,20 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(.*/)?feed_forward/(in|gate)", ("fsdp", "tensor")),
     (r"(.*/)?feed_forward/(in|gate)_bias", ("tensor",)),
     (r"(.*/)?feed_forward/out", ("tensor", "fsdp")),
+    (r"(.*/)?experts/router", ("fsdp", None)),
+    (r"(.*/)?experts/(in|gate)", (None, "fsdp", "tensor")),
+    (r"(.*/)?experts/out", (None, "tensor", "fsdp")),
     (r"head/table", ("tensor", "fsdp")),
     (r"head/bias", ("tensor",)),
-    (r"(masked_head|pooler|classifier)/kernel", ("fsdp", None)),
+    (rf"(masked_head|pooler|{LINEAR_HEADS})/kernel", ("fsdp", None)),
     (r"masked_head/bias", ("tensor",)),
     # Small vectors and tables: a copy everywhere.
     (
-        r"(.*/)?(scale|out_bias|kernel_bias|q_norm|k_norm|qk_scale|relative_bias|attention_conv|feed_forward_conv)",
+        r"(.*/)?(scale|out_bias|kernel_bias|projection_bias|q_norm|k_norm|qk_scale|relative_bias"
+        r"|attention_conv|feed_forward_conv)",
         (),
     ),
-    (r"(.*norm|pooler|classifier)/bias", ()),
+    (rf"(.*norm|pooler|{LINEAR_HEADS})/bias", ()),
 )
 
 
@@ -51,14 +58,15 @@ def spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules=RULES) -> Partitio
     Raises:
       ValueError: no rule, or rules that disagree, for this name: the table must be mended.
     """
-    found = {axes for pattern, axes in rules if re.fullmatch(pattern, name.removeprefix("layers/"))}
+    of_layer = name.replace("layers/", "", 1)
+    found = {axes for pattern, axes in rules if re.fullmatch(pattern, of_layer)}
     if len(found) != 1:
         what = "no rule" if not found else f"rules that collide ({sorted(map(str, found))})"
         raise ValueError(f"parallel/rules.py has {what} for parameter {name!r} of shape {shape}")
     axes = found.pop()
     if not axes:
         return PartitionSpec()
-    stacked = (None,) * name.startswith("layers/")
+    stacked = (None,) * ("layers" in name.split("/"))
     if len(stacked) + len(axes) != len(shape):
         raise ValueError(f"the rule of {name!r} names {len(axes)} axes, but its shape is {shape}")
     return PartitionSpec(
