@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import generate as generation
 from jaxformer.errors import UserError
-from jaxformer.generate import Config, Detokenizer, generate
+from jaxformer.generate import Config, Detokenizer, decode, generate
+from jaxformer.generate.logits import Rules
+from jaxformer.generate.prompts import left_pad
 from jaxformer.models import decoder
 
 V = 23
@@ -78,7 +79,7 @@ def test_greedy_decoding_equals_repeated_full_forward(family):
 def test_cached_logits_equal_the_full_forward(family):
     """Prefill of left-padded rows, then one token at a time, against each row alone."""
     model, params = make(**FAMILIES[family])
-    tokens, valid = generation._left_pad(PROMPTS)
+    tokens, valid = left_pad(PROMPTS)
     rng = np.random.default_rng(0)
     new = rng.integers(0, V, (len(PROMPTS), 5))
     step = jax.jit(lambda batch, cache: model.apply(params, batch, cache=cache))
@@ -129,10 +130,10 @@ def test_rows_stop_at_a_stop_token_and_the_others_go_on(gpt):
 
 def test_the_loop_ends_early_when_all_rows_have_stopped(gpt):
     model, params = gpt
-    tokens, valid = generation._left_pad(PROMPTS)
-    options = generation._Options(tokens.shape[1] + 64, 64, True, 0, 1.0, 0.0, V)
+    tokens, valid = left_pad(PROMPTS)
+    options = decode._Options(tokens.shape[1] + 64, 64, True, 0, 1.0, 0.0, -1, Rules(V))
     everything = np.arange(V, dtype=np.int32)
-    state = generation._begin(
+    state = decode._begin(
         model, options, params, tokens, valid, jax.random.key(0), np.float32(0), everything,
         np.int32(24),
     )  # fmt: skip
@@ -168,10 +169,10 @@ def test_a_stop_string_ends_a_row_before_it(gpt):
 
 def test_one_program_serves_all_prompts_of_a_bucket(gpt):
     model, params = make(init_std=0.31)
-    before = generation._begin._cache_size()
+    before = decode._begin._cache_size()
     for prompt, config in [([1], GREEDY), ([2] * 16, Config(max_new_tokens=9, temperature=0.0))]:
         generate(model, params, [prompt], config)
-    assert generation._begin._cache_size() == before + 1
+    assert decode._begin._cache_size() == before + 1
 
 
 def test_mistakes_are_told_in_one_line(gpt):
