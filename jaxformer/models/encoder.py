@@ -100,7 +100,7 @@ def make(config: Config) -> Model:
     masked_head = MaskedHead(config, config.masked_activation, config.masked_kernel_bias)
     pooler = Pooler(config.init_std, config.pooler_activation)
     # ELECTRA's discriminator has a layer of its own before its linear head.
-    before_discriminator = Pooler(config.init_std, "gelu")
+    before_discriminator = Pooler(config.init_std, config.activation)
 
     def init(key: jax.Array) -> Params:
         keys = jax.random.split(key, 8)
