@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.data import cache, order, splits, tokenizer_training, tokenizers
+from jaxformer.data import cache, encode, order, splits, tokenizer_training, tokenizers
 from jaxformer.data.config import Config
 from jaxformer.data.documents import Document
 from jaxformer.data.sources import Source
@@ -21,32 +20,32 @@ TOGETHER = 1 << 22  # characters that are tokenised in one call
 SAMPLE = 1024  # characters for each token of the vocabulary that a tokenizer is trained on
 
 
-def tokenizer_file(config: Config) -> Path | None:
-    """Returns the tokenizer's file, None for one that is made here.
+def tokenizer_files(config: Config) -> tuple[Path, ...]:
+    """Returns the files of the tokenizer, none for one that is made here.
 
     Raises:
       UserError: no such file.
     """
     if config.tokenizer in ("byte", "char") or config.trained_tokenizer():
-        return None
-    path = Path(config.tokenizer).expanduser()
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
+        return ()
+    files = tokenizers.locate(Path(config.tokenizer).expanduser())
+    if not files[0].is_file():
         made = ("byte", "char", "bpe:4096", "wordpiece:8000")
         raise UserError(
-            f"data.tokenizer={config.tokenizer!r}: no file {file}; give one, a run's workdir, or "
-            f"one of {', '.join(made)}{suggest(config.tokenizer, made)}"
+            f"data.tokenizer={config.tokenizer!r}: no file {files[0]}; give one, a run's workdir, "
+            f"or one of {', '.join(made)}{suggest(config.tokenizer, made)}"
         )
-    return file
+    return files
 
 
 def choices(config: Config) -> list[Any]:
     """Returns the part of a config that decides what an entry of the cache holds."""
     rows = [config.text_field, config.text_pair_field, config.label_field, config.fields]
+    rows += [config.target_field, config.source_prefix]
     limits = [config.snippet_lines, config.max_documents, config.max_bytes]
     split = [config.split, config.validation_fraction]
-    tokens: list[Any] = [config.tokenizer if tokenizer_file(config) is None else "file"]
-    tokens += [config.layout == "padded", config.tokenizer == "char" and config.layout == "windows"]
+    tokens: list[Any] = ["file" if tokenizer_files(config) else config.tokenizer, config.extra_ids]
+    tokens += [encode.form(config), config.tokenizer == "char" and config.layout == "windows"]
     return [rows, config.delimiter, config.labels, limits, split, tokens]
 
 
@@ -68,55 +67,39 @@ def fill(folder: Path, config: Config, found: list[Source], say: Callable) -> di
     def divided(*splits: str) -> Iterator[tuple[str, Document]]:
         return ((s, d) for s, d in divide() if s in splits)
 
-    tokenizer = _make_tokenizer(config, found, divided, say)
+    tokenizer = _make_tokenizer(config, found, divided, say).with_sentinels(config.extra_ids)
     say(f"tokenising {', '.join(s.name for s in found)} ({config.tokenizer}) …")
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     writers: dict[str, cache.Writer] = {
         split: cache.Writer(folder, split, tokenizer.vocab_size) for split in splits.SPLITS
     }
-    classes: dict[str, int] = {}  # numbered as they come, renumbered by name below
-    end = [] if config.layout == "padded" or tokenizer.eos_id < 0 else [tokenizer.eos_id]
+    names = encode.Names()
+    encoders = {split: encode.encoder(config, tokenizer, names) for split in splits.SPLITS}
     for split, batch in grouped(divided(*splits.SPLITS)):
-        firsts = tokenizer.encode_batch([document.text for document in batch])
-        parts = firsts
-        if config.text_pair_field:
-            seconds = tokenizer.encode_batch([document.pair for document in batch])
-            parts = [np.concatenate(both) for both in zip(firsts, seconds)]
-        if end:
-            parts = [np.append(part, np.int32(end[0])) for part in parts]
-        labels = [-1] * len(batch)
-        if config.labels:
-            labels = [classes.setdefault(document.label, len(classes)) for document in batch]
-        size = sum(len((d.text + d.pair).encode("utf-8", "replace")) for d in batch)
-        writers[split].add(parts, [len(first) for first in firsts], labels, size)
-    names = sorted(classes, key=_natural)
-    _check(config, found, writers, names)
-    renumber = np.array([names.index(name) for name in classes] + [-1], np.int32)
+        encoded = encoders[split](batch)
+        writers[split].add(*encoded)
+    _check(config, found, writers, names.sorted())
     for writer in writers.values():
-        writer.labels = renumber[writer.labels].tolist()
+        if config.labels in ("field", "package"):
+            writer.labels = names.renumber(np.array(writer.labels)).tolist()
+        if "tags_N" in writer.more:
+            writer.more["tags_N"] = [names.renumber(tags) for tags in writer.more["tags_N"]]
     finished = {split: writer.finish() for split, writer in writers.items()}
     tokens = sum(about["tokens"] for about in finished.values())
     say(f"tokenised {tokens:,} tokens in {time.monotonic() - began:.1f} s; kept in the cache")
     return {
         "splits": finished,
-        "class_names": names,
+        "class_names": names.sorted(),
         "vocab_size": tokenizer.vocab_size,
         "specials": tokenizer.specials,
+        "templates": tokenizer.templates,
         "tokenizer": zlib.crc32((folder / "tokenizer.json").read_bytes()),
     }
 
 
-def _natural(name: str) -> tuple[float, str]:
-    """Sorts "2" before "10", and names as they are."""
-    try:
-        return float(name), name
-    except ValueError:
-        return math.inf, name
-
-
 def _check(config: Config, found: list[Source], writers: dict, names: list[str]) -> None:
     train, validation = (
-        len(writers[split].lengths) * bool(writers[split].counts_V.any()) for split in splits.SPLITS
+        len(writers[split].lengths) * any(writers[split].lengths) for split in splits.SPLITS
     )
     if not train + validation:
         raise UserError(f"data.source={found[0].name!r} holds no text")
@@ -128,16 +111,16 @@ def _check(config: Config, found: list[Source], writers: dict, names: list[str])
             f"data.split={config.split!r}, data.validation_fraction={config.validation_fraction}); "
             "set data.split='tail', another fraction, or a data.validation_source"
         )
-    if config.labels and len(names) < 2:
+    if config.labels not in ("", "value") and len(names) < 2:
         raise UserError(f"data.labels={config.labels!r}: all documents have the label {names[0]!r}")
 
 
 def _make_tokenizer(
     config: Config, found: list[Source], divided: Callable, say: Callable
 ) -> tokenizers.Tokenizer:
-    file = tokenizer_file(config)
-    if file is not None:
-        return tokenizers.load(file)
+    files = tokenizer_files(config)
+    if files:
+        return tokenizers.load(files[0])
     if config.tokenizer == "byte":
         return tokenizers.ByteTokenizer()
     if config.tokenizer == "char":

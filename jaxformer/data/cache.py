@@ -1,10 +1,10 @@
 """Tokenised text on disk: written once, checked, opened as a memory map.
 
 A folder of the cache (an entry) holds, for each split, `<split>.bin` (all tokens in one stream),
-`<split>.npz` (where documents begin, their labels), one tokenizer.json and one meta.json. It is
-written beside its place and renamed into it, so that it is whole or not there, whoever else writes.
-Small files in `index/` lead from what `stat` says of the source's files to the entry: a second
-start reads no text.
+`<split>.npz` (where documents begin, what is known of them), one tokenizer.json and one meta.json.
+It is written beside its place and renamed into it, so that it is whole or not there, whoever else
+writes. Small files in `index/` lead from what `stat` says of the source's files to the entry: a
+second start reads no text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxformer.errors import UserError
 
-FORMAT = 1  # a change in what is written, or in how texts become tokens, must change this
+FORMAT = 2  # a change in what is written, or in how texts become tokens, must change this
 BLOCK = 1 << 20  # bytes that share a checksum
 CHECKED = 128  # blocks of a stream that are verified at opening, evenly spread
 
@@ -39,13 +39,15 @@ class Corpus:
       tokens_N: the documents' tokens, one after the other (uint16 or uint32).
       offsets_J: [J + 1] int64, where each document begins; the last entry is N.
       first_J: tokens of the document's first text (its pair has the rest).
-      labels_J: index of the class, -1 without one.
+      labels_J: index of the class, -1 without one; or the number (float32).
+      more: what else is known, by name; see encode.py.
     """
 
     tokens_N: np.ndarray
     offsets_J: np.ndarray
     first_J: np.ndarray
     labels_J: np.ndarray
+    more: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def digest(content: Any) -> str:
@@ -63,35 +65,61 @@ class Writer:
         self.counts_V = np.zeros(vocab_size, np.int64)
         self.lengths: list[int] = []
         self.first: list[int] = []
-        self.labels: list[int] = []
+        self.labels: list[int] | list[float] = []
+        self.more: dict[str, list[np.ndarray]] = {}
         self.bytes = 0
 
-    def add(self, parts: list[np.ndarray], first: list[int], labels: list[int], size: int) -> None:
-        """Appends documents: their tokens, their first texts' lengths, classes, and total bytes."""
+    def add(
+        self,
+        parts: list[np.ndarray],
+        first: list[int],
+        labels: list[int] | list[float],
+        size: int,
+        counted: list[np.ndarray] | None = None,
+        more: dict[str, np.ndarray] | None = None,
+    ) -> None:
+        """Appends documents.
+
+        Args:
+          parts: their tokens.
+          first: how many of these are the first text's.
+          labels: their classes or numbers.
+          size: bytes of their text.
+          counted: the tokens that a model predicts, where not all; `size` is then of these.
+          more: arrays that become Corpus.more, joined.
+        """
         stream = np.concatenate(parts) if parts else np.zeros(0, np.int32)
-        self.counts_V += np.bincount(stream, minlength=len(self.counts_V))
+        scored = stream if counted is None else np.concatenate(counted)
+        self.counts_V += np.bincount(scored, minlength=len(self.counts_V))
         self.stream.write(stream.astype(self.dtype).tobytes())
         self.lengths.extend(map(len, parts))
         self.first.extend(first)
-        self.labels.extend(labels)
+        self.labels.extend(labels)  # type: ignore[arg-type]
+        for name, array in (more or {}).items():
+            self.more.setdefault(name, []).append(array)
         self.bytes += size
 
     def finish(self) -> dict[str, Any]:
         """Writes the rest; returns the split's part of meta.json."""
         self.stream.close()
         file = self.folder / f"{self.split}.npz"
+        labels = np.array(self.labels)
+        more: dict[str, Any] = {name: np.concatenate(x) for name, x in self.more.items()}
+        owners = more.get("document_J", range(len(labels)))
         with open(file, "wb") as stream:
             np.savez(
                 stream,
                 offsets=np.concatenate([[0], np.cumsum(self.lengths)]).astype(np.int64),
                 first=np.array(self.first, np.int32),
-                labels=np.array(self.labels, np.int32),
+                labels=labels.astype(np.float32 if labels.dtype.kind == "f" else np.int32),
+                **more,
             )
         probability_V = self.counts_V[self.counts_V > 0] / max(1, self.counts_V.sum())
         return {
             "dtype": self.dtype.name,
-            "tokens": int(self.counts_V.sum()),
-            "documents": len(self.lengths),
+            "tokens": sum(self.lengths),
+            "counted": int(self.counts_V.sum()),
+            "documents": len(np.unique(owners)),
             "bytes": self.bytes,
             "entropy": float(-(probability_V * np.log(probability_V)).sum()),
             "blocks": _checksums(self.folder / f"{self.split}.bin"),
@@ -152,7 +180,8 @@ def _open_split(folder: Path, split: str, about: dict[str, Any]) -> Corpus:
     if zlib.crc32(index.read_bytes()) != about["index"]:
         raise ValueError("the index is damaged")
     with np.load(index) as arrays:
-        offsets, first, labels = arrays["offsets"], arrays["first"], arrays["labels"]
+        more = dict(arrays)
+    offsets, first, labels = (more.pop(name) for name in ("offsets", "first", "labels"))
     file, dtype = folder / f"{split}.bin", np.dtype(about["dtype"])
     if file.stat().st_size != about["tokens"] * dtype.itemsize or not about["tokens"]:
         raise ValueError("the stream has another length")
@@ -161,7 +190,7 @@ def _open_split(folder: Path, split: str, about: dict[str, Any]) -> Corpus:
     for block in np.unique(np.linspace(0, len(blocks) - 1, CHECKED).astype(int)).tolist():
         if zlib.crc32(data[block * BLOCK : (block + 1) * BLOCK].data) != blocks[block]:
             raise ValueError("the stream is damaged")
-    return Corpus(tokens, offsets, first, labels)
+    return Corpus(tokens, offsets, first, labels, more)
 
 
 def create(

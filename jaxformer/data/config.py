@@ -9,8 +9,10 @@ from pathlib import Path
 
 from jaxformer.errors import UserError, one_of
 
-LAYOUTS = ("windows", "packed", "padded")
-LABELS = ("", "field", "package")
+LAYOUTS = ("windows", "packed", "padded", "seq2seq", "seq2seq_packed", "qa", "sentence_pairs")
+SEQ2SEQ = ("seq2seq", "seq2seq_packed")
+LABELS = ("", "field", "package", "value", "tags")
+PAIR_TASKS = ("next", "order")
 SPLITS = ("auto", "file", "tail")
 TRAINED = ("bpe", "wordpiece")
 
@@ -23,24 +25,51 @@ class Config:
     # (one document each), of .jsonl/.csv/.tsv files (one document a row; each may end in .gz), or
     # "hf:NAME[:CONFIG][@SPLIT]" (a Hugging Face dataset; the split is "train" unless named).
     source: str = "stdlib"
-    text_field: str = "text"  # of rows: the field with the text
+    # Of rows: the field with the text; "a.b" is field b of field a. With labels = "tags" the field
+    # with the list of words, then "tokens" unless another is named.
+    text_field: str = "text"
     text_pair_field: str = ""  # of rows: the field with a second text, for pairs of sentences
-    label_field: str = "label"  # of rows: the field with the class, when labels = "field"
+    # Of rows: the field with the class or number, when labels = "field" or "value"; with "tags" the
+    # field with the list of tags, then "tags" unless another is named.
+    label_field: str = "label"
     fields: tuple[str, ...] = ()  # names of the columns of a file that has no header line
     delimiter: str = ""  # between columns; "" = by the file's ending. Given, a .txt file has rows
     hf_streaming: bool = False  # read a Hugging Face dataset over the network, without storing it
     # "byte", "char", "bpe:4096" or "wordpiece:8000" (trained on the training split), the path of a
-    # tokenizer.json, or of a run's workdir (whose tokenizer is used).
+    # tokenizer.json (or vocab.txt, *.model), of a run's workdir or of a published model's folder.
     tokenizer: str = "byte"
+    extra_ids: int = 0  # sentinel tokens <extra_id_0> … that the tokenizer must have (T5: 100)
     seq_len: int = 256  # T, tokens in a row
     batch_size: int = 16  # B, rows in a global batch
     # "windows": all documents are one stream, cut into rows; "packed": whole documents share a row
-    # and do not see each other (longer ones are cut); "padded": one document a row, [CLS] … [SEP],
-    # then padding. A long document is cut into several rows, but truncated if labels = "field".
+    # and do not see each other (longer ones are cut); "padded": one document a row, between the
+    # tokenizer's special tokens ([CLS] … [SEP]), then padding. A long document is cut into several
+    # rows, but truncated if it has a label. "seq2seq": one pair of source and target a row;
+    # "seq2seq_packed": several in training, which do not see each other. "qa": question and
+    # context, from a file of SQuAD's format. "sentence_pairs": two pieces of documents a row.
     layout: str = "windows"
-    labels: str = ""  # "" none; "field": label_field; "package": a file's topmost folder
-    # What is held out: "file": whole files (rows), chosen by a hash of their name (text); "tail":
-    # the last part; "auto": "tail" for a single text file, else "file".
+    # "" none; "field": label_field is a class; "package": a file's topmost folder is; "value":
+    # label_field is a number; "tags": every word has a tag, in rows with lists or in a CoNLL file
+    # (a word a line, its tag in the last column, an empty line between sentences).
+    labels: str = ""
+    pad_left: bool = False  # layout "padded": the padding stands first (XLNet)
+    # Layouts "seq2seq", whose targets have seq_len tokens: the field of a row with the target, or
+    # files whose lines answer those of data.source one by one (both may be globs).
+    target_field: str = ""
+    target_source: str = ""
+    validation_target_source: str = ""
+    source_len: int = 0  # S, tokens of a source; 0 = seq_len
+    source_prefix: str = ""  # written before every source: "translate English to German: "
+    start_id: int = -1  # that a target begins with; -1 = the tokenizer's bos, else eos, else pad
+    # Layout "qa": a context is cut into windows that begin every doc_stride tokens.
+    doc_stride: int = 128
+    max_question: int = 64  # tokens; longer questions lose their end
+    # Layout "sentence_pairs": "next" (does b follow a, Devlin 2019) or "order" (do a and b stand in
+    # their order, Lan 2020). Empty lines part a text into documents, full stops and lines these
+    # into sentences.
+    pair_task: str = "next"
+    # What is held out: "file": whole files (rows; layout "qa": articles), chosen by a hash of their
+    # name (text); "tail": the last part; "auto": "tail" for a single text file, else "file".
     split: str = "auto"
     validation_fraction: float = 0.1
     validation_source: str = ""  # a source of its own for validation; then nothing is held out
@@ -55,11 +84,13 @@ class Config:
     def __post_init__(self):
         one_of(self.layout, LAYOUTS, "data.layout")
         one_of(self.labels, LABELS, "data.labels")
+        one_of(self.pair_task, PAIR_TASKS, "data.pair_task")
         one_of(self.split, SPLITS, "data.split")
-        for name in ("seq_len", "batch_size"):
+        for name in ("seq_len", "batch_size", "doc_stride", "max_question"):
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} must be 1 or more, not {getattr(self, name)}")
-        for name in ("eval_stride", "snippet_lines", "max_documents", "max_bytes"):
+        for name in ("eval_stride", "snippet_lines", "max_documents", "max_bytes", "source_len",
+                     "extra_ids"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise UserError(f"data.{name} must be 0 (off) or more, not {getattr(self, name)}")
         if not 0 < self.validation_fraction < 1:
@@ -72,19 +103,8 @@ class Config:
             raise UserError(
                 'data.source is empty; give "stdlib", a path or glob, or "hf:NAME[:CONFIG][@SPLIT]"'
             )
-        if self.labels and self.layout != "padded":
-            raise UserError(
-                f"data.labels={self.labels!r} needs one document a row: set data.layout='padded' "
-                f"(it is {self.layout!r})"
-            )
-        if self.text_pair_field and self.layout != "padded":
-            raise UserError(
-                f"data.text_pair_field needs data.layout='padded' (it is {self.layout!r})"
-            )
-        if self.eval_stride and self.layout != "windows":
-            raise UserError(
-                f"data.eval_stride needs data.layout='windows' (it is {self.layout!r}); set it to 0"
-            )
+        self._check_layout()
+        self._check_targets()
         if self.eval_stride > self.seq_len:
             raise UserError(
                 f"data.eval_stride={self.eval_stride} is more than data.seq_len={self.seq_len}: "
@@ -96,6 +116,62 @@ class Config:
                 "set it to 4 or more"
             )
         self.trained_tokenizer()
+
+    def _check_layout(self) -> None:
+        """Raises UserError for a key that the layout or the labels do not know."""
+        if self.labels and self.layout != "padded":
+            raise UserError(
+                f"data.labels={self.labels!r} needs one document a row: set data.layout='padded' "
+                f"(it is {self.layout!r})"
+            )
+        needs = {
+            "text_pair_field": ("padded",),
+            "pad_left": ("padded",),
+            "eval_stride": ("windows",),
+            "snippet_lines": ("windows", "packed", "padded"),
+            "target_field": SEQ2SEQ,
+            "target_source": SEQ2SEQ,
+            "source_len": SEQ2SEQ,
+            "source_prefix": SEQ2SEQ,
+        }
+        for key, layouts in needs.items():
+            if getattr(self, key) and self.layout not in layouts:
+                empty = repr(type(getattr(self, key))())
+                raise UserError(
+                    f"data.{key} needs data.layout={' or '.join(map(repr, layouts))} (it is "
+                    f"{self.layout!r}); set it to {empty}"
+                )
+        if self.layout == "qa" and self.split == "tail":
+            raise UserError(
+                "data.layout='qa' holds out whole articles, so that no context is in both splits: "
+                "set data.split='auto'"
+            )
+        if self.labels == "tags" and (self.text_pair_field or self.snippet_lines):
+            raise UserError(
+                "data.labels='tags' reads words one by one: leave data.text_pair_field empty and "
+                "data.snippet_lines 0"
+            )
+
+    def _check_targets(self) -> None:
+        """Raises UserError unless a sequence-to-sequence layout has one place to find targets."""
+        if self.layout in SEQ2SEQ and bool(self.target_field) == bool(self.target_source):
+            raise UserError(
+                f"data.layout={self.layout!r} needs one of data.target_field (of rows) and "
+                "data.target_source (files with a line for each of data.source's)"
+            )
+        if bool(self.validation_target_source) != bool(
+            self.target_source and self.validation_source
+        ):
+            raise UserError(
+                "data.validation_source and data.validation_target_source belong together where "
+                f"there is a data.target_source; they are {self.validation_source!r} and "
+                f"{self.validation_target_source!r}"
+            )
+
+    @property
+    def source_length(self) -> int:
+        """S, tokens of a source."""
+        return self.source_len or self.seq_len
 
     def trained_tokenizer(self) -> tuple[str, int] | None:
         """Returns ("bpe" | "wordpiece", vocabulary size) when the tokenizer is to be trained."""

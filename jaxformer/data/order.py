@@ -74,3 +74,17 @@ def draw(
         key_R = mix(mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF)) + epoch_R.astype(np.uint64))
     shift_R = (mix(key_R) % np.uint64(max_shift + 1)).astype(np.int64)
     return permute(index_R % count, count, key_R), shift_R
+
+
+def keys(step: int, batch_size: int, seed: int, rows: np.ndarray) -> np.ndarray:
+    """Returns 64 random bits for each of some places of a batch, the same for the same place.
+
+    Args:
+      step: from 0.
+      batch_size: rows in a global batch.
+      seed: of the run.
+      rows: places in the global batch, int64.
+    """
+    seeded = mix(mix(np.uint64(seed & 0xFFFFFFFFFFFFFFFF)) ^ np.uint64(0x6A09E667F3BCC908))
+    with np.errstate(over="ignore"):
+        return mix(seeded + (step * batch_size + rows).astype(np.uint64))

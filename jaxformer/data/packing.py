@@ -1,6 +1,6 @@
 """Documents cut into pieces, and pieces put into rows with as little padding as possible.
 
-Shapes: J documents, P pieces of them, R rows.
+Shapes: J documents (or pairs), P pieces of them, R rows.
 """
 
 from __future__ import annotations
@@ -82,11 +82,17 @@ def pack(length_P: np.ndarray, seq_len: int) -> tuple[np.ndarray, np.ndarray]:
             column_P[taken] = column + np.tile(np.arange(copies) * length, rows)
             column += length * copies
         total += rows
-    first_R = np.full(total, len(length_P))
-    np.minimum.at(first_R, row_P, np.arange(len(length_P)))
+    return _by_first(row_P), column_P
+
+
+def _by_first(row_P: np.ndarray) -> np.ndarray:
+    """Renumbers rows in the order of their first piece."""
+    total = int(row_P.max(initial=-1)) + 1
+    first_R = np.full(total, len(row_P))
+    np.minimum.at(first_R, row_P, np.arange(len(row_P)))
     rank_R = np.empty(total, row_P.dtype)
     rank_R[np.argsort(first_R)] = np.arange(total)
-    return rank_R[row_P], column_P
+    return rank_R[row_P]
 
 
 def _put(open_rows: dict, rooms: list[int], room: int, group: tuple[int, tuple]) -> None:
@@ -94,3 +100,62 @@ def _put(open_rows: dict, rooms: list[int], room: int, group: tuple[int, tuple])
         open_rows[room] = []
         bisect.insort(rooms, room)
     open_rows[room].append(group)
+
+
+CELLS = 128  # lengths of pairs are told apart to so many parts of a row
+
+
+def pack_pairs(
+    source_J: np.ndarray, target_J: np.ndarray, source_len: int, target_len: int
+) -> np.ndarray:
+    """Puts pairs of a source and a target into rows that have room for both.
+
+    Best fit, the largest pairs first, in two dimensions: a pair goes to the open row of which it
+    leaves the least. Pairs of equal sizes and rows of equal room are handled together, so the cost
+    hardly grows with their number.
+
+    Args:
+      source_J: tokens of each source, 1 … source_len.
+      target_J: tokens of each target, 1 … target_len.
+      source_len: tokens of sources in a row.
+      target_len: tokens of targets in a row.
+
+    Returns:
+      The row of each pair. Rows count from 0 in the order of their first pair; none overflows.
+    """
+    units = [-(-length // CELLS) for length in (source_len, target_len)]
+    S, T = source_len // units[0], target_len // units[1]
+    size_J = np.minimum(-(-source_J // units[0]), S), np.minimum(-(-target_J // units[1]), T)
+    cells_C, inverse_J, counts_C = np.unique(
+        size_J[0] * (T + 1) + size_J[1], return_inverse=True, return_counts=True
+    )
+    s_C, t_C = np.divmod(cells_C, T + 1)
+    members = np.split(np.argsort(inverse_J, kind="stable"), np.cumsum(counts_C)[:-1])
+    rows_ST = np.zeros((S + 1, T + 1), np.int64)  # open rows by what room they have left
+    numbers: dict[tuple[int, int], list[np.ndarray]] = {}  # which they are
+    row_J = np.zeros(len(source_J), np.int64)
+    total = 0
+    for c in np.argsort(-(s_C * T + t_C * S), kind="stable").tolist():
+        s, t, waiting = int(s_C[c]), int(t_C[c]), members[c]
+        while len(waiting):
+            rooms_ST = rows_ST[s:, t:]
+            fitting = np.flatnonzero(rooms_ST)
+            if len(fitting):
+                left_S, left_T = np.divmod(fitting, rooms_ST.shape[1])
+                best = int(np.argmin(left_S * T + left_T * S))
+                left = int(left_S[best]), int(left_T[best])
+                room = left[0] + s, left[1] + t
+                rows = np.concatenate(numbers.pop(room))
+            else:
+                left, room = (S - s, T - t), (S, T)
+                rows = np.arange(total, total - (-len(waiting) // min(S // s, T // t)))
+                total += len(rows)
+            used = min(len(rows), len(waiting))
+            row_J[waiting[:used]] = rows[:used]
+            waiting = waiting[used:]
+            rows_ST[room] = len(rows) - used
+            if used < len(rows):
+                numbers[room] = [rows[used:]]
+            rows_ST[left] += used
+            numbers.setdefault(left, []).append(rows[:used])
+    return _by_first(row_J)

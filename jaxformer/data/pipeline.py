@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from jaxformer.data import build, cache, order, sources, tokenizers
+from jaxformer.data import build, cache, layouts, order, sources, splits, tokenizers
 from jaxformer.data.config import Config
-from jaxformer.data.layouts import Batch, Packed, Padded, Special, Windows
+from jaxformer.data.layouts import Batch, Layout
+from jaxformer.data.reading import Document
 from jaxformer.errors import UserError
+
+# Changes a batch on the host: (batch, keys) → batch, with 64 random bits (uint64 [B]) for each row,
+# on which, and on the row, its result for a row depends alone. See corruption.py.
+Transform = Callable[[Batch, np.ndarray], Batch]
+EMPTY = {"labels": -1, "tags": -1, "next_sentence": -1, "order": -1, "start": 0, "end": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +34,18 @@ class Info:
     bos_id: int
     eos_id: int
     special_ids: tuple[int, ...]
-    num_classes: int  # 0 without labels
+    num_classes: int  # of labels or of tags; 0 without
     class_names: tuple[str, ...]
     majority: float  # the share of the largest class in the validation split: what guessing gets
-    unigram_entropy: float  # nats per token of the training split
-    bytes_per_token: float  # of the validation split, for bits per byte
+    unigram_entropy: float  # nats per token of the training split (of its targets)
+    bytes_per_token: float  # of the validation split (of its targets), for bits per byte
     train_tokens: int
     validation_tokens: int
     train_documents: int
     validation_documents: int
     fingerprint: str  # of all tokens and the tokenizer: equal data give equal fingerprints
+    start_id: int = -1  # the token that targets begin with, for sequence to sequence
+    end_id: int = -1  # and the one that ends them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +56,15 @@ class Split:
       layout: gathers rows.
       batch_size: B, rows in a global batch.
       training: whether rows are shuffled for ever; if not, they come once, in order.
+      labelled: whether batches have labels.
+      transform: what is done to every batch, if anything.
     """
 
-    layout: Windows | Packed | Padded
+    layout: Layout
     batch_size: int
     training: bool
     labelled: bool
+    transform: Transform | None = None
 
     @property
     def num_rows(self) -> int:
@@ -74,9 +86,11 @@ class Split:
 
         Returns:
           tokens, targets, segment_ids, positions [B, T] int32, weights [B, T] float32, rows [B]
-          int32; labels [B] int32 if there are classes; token_types [B, T] int32 for pairs.
+          int32; labels [B] int32 (float32 if they are numbers) or tags [B, T] int32 if there are
+          any; token_types [B, T] int32 if they tell anything; what else a layout has, see there.
           Training windows are full and alike: they have no segment_ids and no positions.
-          In rows that fill up the last validation batch segment_ids and weights are 0, labels -1.
+          In rows that fill up the last validation batch segment_ids and weights are 0, labels and
+          tags -1 (numbers 0). A transform makes of this what it says.
         """
         if step < 0 or not (self.training or step < self.num_batches):
             raise IndexError(f"step {step} of a split of {self.num_batches} batches")
@@ -87,18 +101,21 @@ class Split:
                 step, self.batch_size, layout.num_rows, layout.max_shift, seed, places_R
             )
             batch = layout.gather(row_R, shift_R)
+            key_R = order.keys(step, self.batch_size, seed, places_R)
         else:
             row_R = step * self.batch_size + places_R
             missing_R = row_R >= self.num_rows
             batch = self.layout.gather(np.where(missing_R, 0, row_R), np.zeros_like(row_R))
             if missing_R.any():
                 batch = {name: np.array(array) for name, array in batch.items()}
-                for name in ("weights", "segment_ids"):
-                    batch[name][missing_R] = 0
-                if "labels" in batch:
-                    batch["labels"][missing_R] = -1
+                for name in {"weights", "segment_ids", "source_segment_ids", *EMPTY} & set(batch):
+                    whole = batch[name].dtype.kind == "i"
+                    batch[name][missing_R] = EMPTY.get(name, 0) if whole else 0
+            key_R = order.keys(0, 0, -1, row_R)
         if not self.labelled:
             batch.pop("labels", None)
+        if self.transform is not None:
+            batch = self.transform(batch, key_R)
         return {**batch, "rows": places_R.astype(np.int32)}
 
 
@@ -110,6 +127,27 @@ class Dataset:
     tokenizer: tokenizers.Tokenizer
     train: Split
     validation: Split
+    config: Config
+
+    def documents(self, split: str) -> list[Document]:
+        """Returns the texts of a split, read from its source again, in the order of their tokens.
+
+        Row r of a validation split of pairs, of layout "seq2seq" or "seq2seq_packed", is document
+        r; of layouts "padded" and "qa" it is document `layout.document_R[r]`.
+
+        Args:
+          split: "train" or "validation".
+        """
+        divide = splits.divider(self.config, sources.find_all(self.config))
+        return [document for name, document in divide() if name == split]
+
+    def transformed(self, transform: Transform) -> Dataset:
+        """Returns the same data with a transform of both splits' batches."""
+        parts = {
+            name: dataclasses.replace(getattr(self, name), transform=transform)
+            for name in splits.SPLITS
+        }
+        return dataclasses.replace(self, **parts)
 
 
 def load(config: Config, *, say: Callable[[str], None] = print) -> Dataset:
@@ -123,9 +161,7 @@ def load(config: Config, *, say: Callable[[str], None] = print) -> Dataset:
       UserError: no such file or field, no text, fewer rows than a batch.
     """
     folder = config.cache_folder()
-    found = [sources.find(config.source, config)]
-    if config.validation_source:
-        found.append(sources.find(config.validation_source, config, "data.validation_source"))
+    found = sources.find_all(config)
     stat_key = _key(config, found, sources.Source.stat_key)
     entry = cache.lookup(folder, stat_key)
     opened = cache.open_entry(folder, entry) if entry else None
@@ -140,41 +176,50 @@ def load(config: Config, *, say: Callable[[str], None] = print) -> Dataset:
             named = dataclasses.replace(config, tokenizer=str(folder / entry))
             cache.remember(folder, _key(named, found, sources.Source.content_key), entry)
         cache.remember(folder, stat_key, entry)
-    return _dataset(config, *opened)
+    return _dataset(config, *opened, say)
 
 
 def _key(config: Config, found: list[sources.Source], of: Callable[[sources.Source], list]) -> str:
     """Returns a fingerprint of all that an entry of the cache is made of."""
-    file = build.tokenizer_file(config)
-    tokenizer = [sources.Source("", "tokenizer", (file,), ("",))] if file else []
+    files = build.tokenizer_files(config)
+    # The name of the file that decides the kind does not matter: it is the same in another folder.
+    names = ("", *(file.name for file in files[1:]))
+    tokenizer = [sources.Source("", "tokenizer", files, names)] if files else []
     return cache.digest([build.choices(config), [of(source) for source in (*found, *tokenizer)]])
 
 
-def _dataset(config: Config, meta: dict[str, Any], corpora: dict[str, cache.Corpus]) -> Dataset:
-    tokenizer = tokenizers.restore(meta["tokenizer_json"], meta["vocab_size"], meta["specials"])
+def _dataset(
+    config: Config,
+    meta: dict[str, Any],
+    corpora: dict[str, cache.Corpus],
+    say: Callable[[str], None],
+) -> Dataset:
+    tokenizer = tokenizers.restore(
+        meta["tokenizer_json"], meta["vocab_size"], meta["specials"], meta["templates"]
+    )
     about, names = meta["splits"], tuple(meta["class_names"])
-    special = Special(tokenizer.pad_id, tokenizer.cls_id, tokenizer.sep_id)
-    splits = {}
+    made = {}
     for name, corpus in corpora.items():
         training = name == "train"
-        layout: Windows | Packed | Padded
-        if config.layout == "windows":
-            stride = 0 if training else config.eval_stride or config.seq_len
-            layout = Windows(corpus, config.seq_len, stride, special)
-        elif config.layout == "packed":
-            layout = Packed(corpus, config.seq_len, special)
-        else:
-            cut = config.labels != "field"
-            layout = Padded(corpus, config.seq_len, special, bool(config.text_pair_field), cut)
-        splits[name] = Split(layout, config.batch_size, training, bool(names))
-    rows = splits["train"].num_rows
+        layout = layouts.make(config, corpus, tokenizer, training)
+        labelled = config.labels not in ("", "tags")
+        made[name] = Split(layout, config.batch_size, training, labelled)
+        cut = getattr(layout, "truncated", 0)
+        if cut:
+            say(
+                f"{cut:,} of {len(corpus.first_J):,} {name} pairs lose their ends: they are longer "
+                f"than data.source_len={config.source_length} or data.seq_len={config.seq_len}"
+            )
+    rows = made["train"].num_rows
     if rows < config.batch_size:
         raise UserError(
             f"data.source={config.source!r} has {rows} training rows of data.seq_len="
             f"{config.seq_len} tokens, fewer than data.batch_size={config.batch_size}; "
             "make one of the two smaller, or give more text"
         )
-    counts_C = np.bincount(corpora["validation"].labels_J.clip(0))
+    ends = None
+    with contextlib.suppress(UserError):  # "seq2seq" has raised it above, others may do without
+        ends = layouts.ends_of(tokenizer, config.start_id)
     info = Info(
         vocab_size=tokenizer.vocab_size,
         pad_id=tokenizer.pad_id,
@@ -187,13 +232,21 @@ def _dataset(config: Config, meta: dict[str, Any], corpora: dict[str, cache.Corp
         special_ids=tokenizer.special_ids,
         num_classes=len(names),
         class_names=names,
-        majority=float(counts_C.max() / counts_C.sum()) if names else 0.0,
+        majority=_majority(corpora["validation"]) if names else 0.0,
         unigram_entropy=about["train"]["entropy"],
-        bytes_per_token=about["validation"]["bytes"] / about["validation"]["tokens"],
+        bytes_per_token=about["validation"]["bytes"] / about["validation"]["counted"],
         train_tokens=about["train"]["tokens"],
         validation_tokens=about["validation"]["tokens"],
         train_documents=about["train"]["documents"],
         validation_documents=about["validation"]["documents"],
         fingerprint=meta["fingerprint"],
+        start_id=ends.start if ends else -1,
+        end_id=ends.target_suffix[-1] if ends else -1,
     )
-    return Dataset(info, tokenizer, splits["train"], splits["validation"])
+    return Dataset(info, tokenizer, made["train"], made["validation"], config)
+
+
+def _majority(corpus: cache.Corpus) -> float:
+    found = corpus.more.get("tags_N", corpus.labels_J)
+    counts_C = np.bincount(found[found >= 0], minlength=1)
+    return float(counts_C.max() / max(1, counts_C.sum()))

@@ -27,8 +27,9 @@ class Source:
 
     Attributes:
       name: as the user gave it, for messages.
-      kind: "text" (a file is a document), "rows" (a row is one) or "hf".
-      files: the files, in reading order.
+      kind: "text" (a file is a document), "rows" (a row is one), "hf", "parallel" (two files' lines
+        are one), "conll" (a sentence is one) or "squad" (a question is one).
+      files: the files, in reading order; "parallel": those of the sources, then of the targets.
       names: their paths below the folder that they share; what splits and packages go by.
     """
 
@@ -58,16 +59,17 @@ class Source:
         return [self.kind, hashes] if self.files else [self.kind, self.name]
 
 
-def find(name: str, config: Config, option: str = "data.source") -> Source:
+def find(name: str, config: Config, option: str = "data.source", targets: str = "") -> Source:
     """Finds the files of a source, within the config's limits.
 
     Args:
       name: a path, a glob, "stdlib" or "hf:…".
       config: with the limits, and whether files hold rows.
       option: which key of the config the name is from, for messages.
+      targets: a path or glob of files whose lines belong to those of `name`, or "".
 
     Raises:
-      UserError: nothing there.
+      UserError: nothing there, or not as many files of targets.
     """
     if name.startswith("hf:"):
         return _unpackaged(Source(name, "hf"), config)
@@ -77,25 +79,54 @@ def find(name: str, config: Config, option: str = "data.source") -> Source:
         if not files:
             raise UserError(f"data.source='stdlib': this Python has no source files in {root}")
     else:
-        pattern = os.path.expanduser(name)
-        if os.path.isdir(pattern):
-            raise UserError(
-                f"{option}={name!r} is a folder; give a glob such as '{name.rstrip('/')}/**/*.txt'"
-            )
-        found = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
-        files = [Path(file) for file in sorted(found) if os.path.isfile(file)]
-        if not files:
-            raise UserError(f"{option}={name!r}: no such file{_neighbour(pattern)}")
-        root = Path(os.path.commonpath([file.resolve().parent for file in files]))
-        files = [file.resolve() for file in files]
-    rows = bool(config.fields or config.delimiter) or suffix(files[0]) in ROWS
+        files = _files(name, option)
+        if targets:
+            second = _files(targets, option.replace("source", "target_source"))
+            if len(second) != len(files):
+                raise UserError(
+                    f"{option}={name!r} is {len(files)} files, but its targets {targets!r} are "
+                    f"{len(second)}; each needs its own"
+                )
+            files += second
+        root = Path(os.path.commonpath([file.parent for file in files]))
     source = Source(
         name,
-        "rows" if rows and name != "stdlib" else "text",
+        "text" if name == "stdlib" else "parallel" if targets else _kind(files[0], config),
         tuple(files),
         tuple(file.relative_to(root).as_posix() for file in files),
     )
     return _limit(source, config) if source.kind == "text" else _unpackaged(source, config)
+
+
+def find_all(config: Config) -> list[Source]:
+    """Finds data.source, and data.validation_source if there is one, with their targets."""
+    found = [find(config.source, config, "data.source", config.target_source)]
+    if config.validation_source:
+        option, targets = "data.validation_source", config.validation_target_source
+        found.append(find(config.validation_source, config, option, targets))
+    return found
+
+
+def _files(name: str, option: str) -> list[Path]:
+    pattern = os.path.expanduser(name)
+    if os.path.isdir(pattern):
+        raise UserError(
+            f"{option}={name!r} is a folder; give a glob such as '{name.rstrip('/')}/**/*.txt'"
+        )
+    found = [pattern] if os.path.exists(pattern) else glob.glob(pattern, recursive=True)
+    files = [Path(file).resolve() for file in sorted(found) if os.path.isfile(file)]
+    if not files:
+        raise UserError(f"{option}={name!r}: no such file{_neighbour(pattern)}")
+    return files
+
+
+def _kind(file: Path, config: Config) -> str:
+    rows = suffix(file) in ROWS
+    if config.layout == "qa":
+        return "rows" if rows else "squad"
+    if config.labels == "tags":
+        return "rows" if rows else "conll"
+    return "rows" if rows or config.fields or config.delimiter else "text"
 
 
 def _unpackaged(source: Source, config: Config) -> Source:

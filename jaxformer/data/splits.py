@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -23,6 +24,7 @@ def divider(config: Config, found: list[Source]) -> Callable[[], Iterator[tuple[
         )
     fraction = config.validation_fraction
     single = source.kind == "text" and len(source.files) == 1
+    grouped = config.layout == "qa"
     if config.split == "tail" or (config.split == "auto" and single):
         if single:
             return lambda: _cut(documents.read(source, config), fraction)
@@ -32,7 +34,7 @@ def divider(config: Config, found: list[Source]) -> Callable[[], Iterator[tuple[
             ("train" if number < count - held_out else "validation", document)
             for number, document in enumerate(documents.read(source, config))
         )
-    chosen = _held_out(source, fraction)
+    chosen = _held_out_articles(source, config) if grouped else _held_out(source, fraction)
     return lambda: (
         ("validation" if chosen(document.key) else "train", document)
         for document in documents.read(source, config)
@@ -71,4 +73,17 @@ def _held_out(source: Source, fraction: float) -> Callable[[int], bool]:
     chosen: set[int] = set()
     for keys in [*groups, list(itertools.chain(*few))]:
         chosen.update(sorted(keys)[: max(1, round(len(keys) * fraction))])
+    return chosen.__contains__
+
+
+def _held_out_articles(source: Source, config: Config) -> Callable[[int], bool]:
+    """Returns which articles' keys are validation: the smallest, as long as their questions are no
+    more than the fraction says. They may be few, as files may."""
+    counts = collections.Counter(document.key for document in documents.read(source, config))
+    chosen: set[int] = set()
+    left = counts.total() * config.validation_fraction
+    for key in sorted(counts):
+        if counts[key] <= left or not chosen:
+            chosen.add(key)
+            left -= counts[key]
     return chosen.__contains__

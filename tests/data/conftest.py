@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 
+import numpy as np
 import pytest
 
 from jaxformer import data
@@ -18,6 +20,42 @@ def prose(seed: int, words: int) -> str:
     """Returns text of so many words, in lines."""
     chosen = random.Random(seed).choices(WORDS, k=words)
     return "\n".join(" ".join(chosen[i : i + 9]) for i in range(0, words, 9))
+
+
+def write_rows(path, rows):
+    """Writes rows as JSON lines; returns the path."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def assert_same(a, b):
+    """Two batches have the same arrays."""
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def every_row(split):
+    """All rows of a split, in order, as they are without a shift."""
+    rows = np.arange(split.num_rows)
+    return split.layout.gather(rows, np.zeros_like(rows))
+
+
+def words_tokenizer(path, specials, single=None, pair=None, words=WORDS):
+    """Saves a tokenizer.json whose tokens are specials, then words; with a template if given."""
+    import tokenizers
+
+    vocabulary = {name: i for i, name in enumerate([*specials, *words])}
+    unknown = next(name for name in ("[UNK]", "<unk>") if name in specials)
+    library = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=unknown))
+    library.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    library.add_special_tokens(list(specials))
+    if single:
+        library.post_processor = tokenizers.processors.TemplateProcessing(
+            single=single, pair=pair, special_tokens=[(n, vocabulary[n]) for n in specials]
+        )
+    library.save(str(path))
+    return path
 
 
 @pytest.fixture

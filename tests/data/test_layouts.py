@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxformer.data.cache import Corpus
-from jaxformer.data.layouts import Packed, Padded, Special, Windows
+from jaxformer.data.layouts import Packed, Padded, Windows
+from jaxformer.data.tokenizers import Template
 
-SPECIAL = Special(pad=0, cls=1, sep=2)
+PAD = 0
+SINGLE = Template((1,), (), (2,), (0,), suffix_types=(0,))
+PAIR = Template((1,), (2,), (2,), (0,), 0, (0,), 1, (1,))
 lengths = st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(any)
 
 
@@ -36,7 +39,7 @@ def documents(data):
 def test_packed_rows_are_the_documents(lengths, seq_len):
     """Unpacking by segment gives the pieces of the documents, targets the tokens that follow."""
     data = corpus(lengths)
-    batch = every_row(Packed(data, seq_len, SPECIAL))
+    batch = every_row(Packed(data, seq_len, PAD))
     got, targets = [], []
     for row in range(len(batch["tokens"])):
         ids = batch["segment_ids"][row]
@@ -53,7 +56,7 @@ def test_packed_rows_are_the_documents(lengths, seq_len):
                 )
                 if weight
             ]
-        assert (batch["tokens"][row][ids == 0] == SPECIAL.pad).all()
+        assert (batch["tokens"][row][ids == 0] == PAD).all()
         assert (batch["weights"][row][ids == 0] == 0).all()
     expected = [d[i : i + seq_len] for d in documents(data) for i in range(0, len(d), seq_len)]
     assert sorted(got) == sorted(expected)
@@ -65,7 +68,7 @@ def test_packed_rows_are_the_documents(lengths, seq_len):
 @given(total=st.integers(2, 200), seq_len=st.integers(1, 20), data=st.data())
 def test_evaluation_windows_score_every_token_once(total, seq_len, data):
     stride = data.draw(st.integers(1, seq_len))
-    layout = Windows(corpus([total]), seq_len, stride, SPECIAL)
+    layout = Windows(corpus([total]), seq_len, stride, PAD)
     batch = every_row(layout)
     scored = batch["weights"] > 0
     np.testing.assert_array_equal(np.sort(batch["targets"][scored]), 11 + np.arange(total - 1))
@@ -82,7 +85,7 @@ def test_evaluation_windows_score_every_token_once(total, seq_len, data):
 @settings(max_examples=100, deadline=None)
 @given(total=st.integers(2, 200), seq_len=st.integers(1, 20), data=st.data())
 def test_training_windows_never_overlap_nor_leave_the_stream(total, seq_len, data):
-    layout = Windows(corpus([total]), seq_len, 0, SPECIAL)
+    layout = Windows(corpus([total]), seq_len, 0, PAD)
     if total <= seq_len:
         assert layout.num_rows == 0
         return
@@ -100,7 +103,7 @@ def test_training_windows_never_overlap_nor_leave_the_stream(total, seq_len, dat
 @given(lengths=lengths, seq_len=st.integers(4, 12), cut=st.booleans())
 def test_padded_rows_are_wrapped_texts(lengths, seq_len, cut):
     data = corpus(lengths)
-    batch = every_row(Padded(data, seq_len, SPECIAL, pairs=False, cut=cut))
+    batch = every_row(Padded(data, seq_len, SINGLE, PAD, pairs=False, cut=cut))
     room, expected = seq_len - 2, []
     for label, text in enumerate(documents(data)):
         parts = [text[i : i + room] for i in range(0, len(text), room)] if cut else [text[:room]]
@@ -121,7 +124,7 @@ def test_padded_rows_are_wrapped_texts(lengths, seq_len, cut):
 def test_pairs_share_a_row_and_the_longer_loses_its_end(pairs):
     pairs = [*pairs, (3, 3)]
     data = corpus([a + b for a, b in pairs], [a for a, _ in pairs])
-    batch = every_row(Padded(data, 13, SPECIAL, pairs=True, cut=False))
+    batch = every_row(Padded(data, 13, PAIR, PAD, pairs=True, cut=False))
     for row, (a, _) in enumerate(pairs):
         text = documents(data)[row]
         first, second = text[:a], text[a:]
@@ -137,5 +140,5 @@ def test_pairs_share_a_row_and_the_longer_loses_its_end(pairs):
 
 
 def test_without_special_tokens_texts_stand_bare():
-    batch = every_row(Padded(corpus([3]), 5, Special(), pairs=False, cut=True))
+    batch = every_row(Padded(corpus([3]), 5, Template(), PAD, pairs=False, cut=True))
     assert batch["tokens"].tolist() == [[10, 11, 12, 0, 0]]

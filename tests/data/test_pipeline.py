@@ -14,18 +14,13 @@ from jax.sharding import PartitionSpec as P
 
 from jaxformer import data
 from jaxformer.errors import UserError
+from tests.data.conftest import assert_same
 
 LAYOUTS = {
     "windows": {"layout": "windows"},
     "packed": {"layout": "packed", "tokenizer": "bpe:300"},
     "padded": {"layout": "padded", "snippet_lines": 2},
 }
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    for name in a:
-        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

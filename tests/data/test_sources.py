@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
-import json
 
 import numpy as np
 import pytest
 
 from jaxformer import data
 from jaxformer.config import build
-from jaxformer.data import documents, sources
+from jaxformer.data import documents, records, sources
 from jaxformer.errors import UserError
-from tests.data.conftest import prose
+from tests.data.conftest import prose, write_rows
 
 
 def read(source, **config):
     config = data.Config(source=str(source), **config)
     return list(documents.read(sources.find(config.source, config), config))
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 @pytest.fixture
@@ -240,6 +234,6 @@ def test_hugging_face(load, rows_file, tmp_path, streaming):
 
 
 def test_hugging_face_without_the_package(monkeypatch):
-    monkeypatch.setattr(documents.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(records.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"jaxformer\[hf\]"):
         read("hf:glue:sst2@validation")
