@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,15 +15,19 @@ from jaxformer.errors import UserError, suggest
 USAGE = """jaxformer COMMAND [flags] [--config.SECTION.KEY=VALUE ...]
 
   train      --config experiments/x.py [--workdir runs/x]   train, or go on where it stopped
-  evaluate   --workdir runs/x                               loss over the whole validation split
+  evaluate   --workdir runs/x [--out texts.jsonl]           loss over the whole validation split,
+                                                            and what its task is judged by
   generate   --workdir runs/x --prompt TEXT                 text, as it is written
   visualize  loss runs/x [runs/y ...] --out loss.png        loss curves of one or several runs
   visualize  attention --workdir runs/x --text TEXT --out attention.png
+  convert    --from DIR --to DIR                            a published checkpoint, or a run, to
+                                                            one that transformers loads
 
 flags
   --config FILE             the experiment; evaluate and generate read the run's own by default
   --config.SECTION.KEY=V    changes one key of it; --print_config shows them all
   --workdir DIR             the run's folder; for train runs/NAME by default
+  --metrics NAMES           of written texts: bleu,chrf (default), rouge
   --checkpoint WHICH        latest (default), best, or a step's number
   --prompt TEXT             may be given several times
   --print_config            print the whole config and end
@@ -30,7 +35,7 @@ flags
   --require_platform NAME   end at once unless JAX runs on cpu, gpu or tpu
   --debug                   show the traceback of an error
 """
-COMMANDS = ("train", "evaluate", "generate", "visualize")
+COMMANDS = ("train", "evaluate", "generate", "visualize", "convert")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         commands: dict[str, Callable[[list[str]], None]] = {
             "train": _train, "evaluate": _evaluate, "generate": _generate, "visualize": _visualize,
+            "convert": _convert,
         }  # fmt: skip
         if argv[0] not in commands:
             raise UserError(
@@ -185,11 +191,11 @@ _RUN_FLAGS = ("--config", "--workdir", "--checkpoint", "--require_platform")
 
 
 def _evaluate(words: list[str]) -> None:
-    flags, assignments = _parse(words, *_RUN_FLAGS)
+    flags, assignments = _parse(words, *_RUN_FLAGS, "--metrics", "--out")
     chosen, params, workdir = _restore(flags, assignments, "evaluate")
     import jax
 
-    from jaxformer.evaluate import make_eval_step
+    from jaxformer.evaluate import make_eval_step, tasks
     from jaxformer.parallel import rules
     from jaxformer.train.loop import evaluate_split
     from jaxformer.train.prepare import prepare
@@ -208,6 +214,21 @@ def _evaluate(words: list[str]) -> None:
     )
     for name, value in means.items():
         print(f"  {name:<14} {value:.4f}")
+    if run.experiment.goal not in tasks.TASKS:
+        return
+    asked = tuple((flags["metrics"] or "bleu,chrf").split(","))
+    scores, examples = tasks.judge(
+        run.experiment.goal, run.model, params, run.dataset, run.experiment.generate,
+        text_metrics=asked,
+    )  # fmt: skip
+    for name, value in scores.items():
+        print(f"  {name:<14} {value:.4f}")
+    if flags["out"]:
+        with open(flags["out"], "x", encoding="utf-8") as file:
+            for given, answer, right in examples:
+                row = {"input": given, "output": answer, "reference": right}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        print(f"wrote {flags['out']}")
 
 
 def _generate(words: list[str]) -> None:
@@ -218,8 +239,9 @@ def _generate(words: list[str]) -> None:
     speaker = Speaker.of_run(chosen, workdir)
     prompts = tuple(flags["prompt"] or speaker.config.prompts)
     show = len(prompts) == 1
+    between = "" if speaker.model.encode is None else "\n"  # a translation does not go on
     if show:
-        print(prompts[0], end="", flush=True)
+        print(prompts[0], end=between, flush=True)
     texts = speaker.write(
         params, prompts, stream=lambda row, text: print(text, end="", flush=True) if show else None
     )
@@ -227,7 +249,7 @@ def _generate(words: list[str]) -> None:
         print()
     else:
         for prompt, text in zip(prompts, texts, strict=True):
-            print(f"--- {prompt!r}\n{prompt}{text}\n")
+            print(f"--- {prompt!r}\n{prompt}{between}{text}\n")
 
 
 def _visualize(words: list[str]) -> None:
@@ -262,6 +284,31 @@ def _visualize(words: list[str]) -> None:
         figure, out = attention_maps(weights_LNTS, tokens), flags["out"] or "attention.png"
     figure.savefig(out, dpi=150)
     print(f"wrote {out}")
+
+
+def _convert(words: list[str]) -> None:
+    flags, _ = _parse(words, "--from", "--to", "--checkpoint", "--require_platform")
+    source = Path(_required(flags, "from", "convert", "DIR --to NEW"))
+    target = Path(_required(flags, "to", "convert", "NEW --from DIR"))
+    if not (source / "checkpoints").is_dir():
+        _start_jax(flags["require_platform"])
+        from jaxformer import interop
+
+        interop.convert(source, target)
+        return
+    import time
+
+    from jaxformer import data, interop
+    from jaxformer.interop import refuse_existing
+    from jaxformer.models import FAMILIES
+    from jaxformer.train.experiment import build
+
+    start = time.perf_counter()
+    refuse_existing(target)
+    chosen, params, _ = _restore({**flags, "workdir": str(source), "config": None}, [], "convert")
+    experiment = build(chosen)
+    model = FAMILIES[experiment.family].make(experiment.model)
+    interop.export(target, model, params, data.load_tokenizer(source), start=start)
 
 
 def _print_config(config: Any) -> None:

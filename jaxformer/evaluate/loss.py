@@ -26,6 +26,7 @@ def evaluate(
     params: Any,
     batches: Iterable[tuple[int, Any]],
     *,
+    predicts_text: bool = True,
     bytes_per_token: float = 0.0,
 ) -> dict[str, float]:
     """Returns each metric's mean over the batches, weighted by real tokens (or rows).
@@ -34,10 +35,11 @@ def evaluate(
       eval_step: from `make_eval_step`, usually jitted.
       params: the model's parameters.
       batches: pairs (index, batch).
+      predicts_text: whether the loss is the likelihood of text; then "perplexity" is returned.
       bytes_per_token: of the validation text; if known, "bits_per_byte" is returned too.
 
     Returns:
-      {"loss": nats per token, "perplexity" (of tokens), ...}.
+      {"loss": nats per token, ...}.
     """
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
@@ -46,7 +48,8 @@ def evaluate(
             sums[name] = sums.get(name, 0.0) + float(total)
             counts[name] = counts.get(name, 0.0) + float(count)
     means = {name: sums[name] / max(counts[name], 1.0) for name in sums}
-    means["perplexity"] = math.exp(min(means["loss"], 700.0))
-    if bytes_per_token:
+    if predicts_text:
+        means["perplexity"] = math.exp(min(means["loss"], 700.0))
+    if predicts_text and bytes_per_token:
         means["bits_per_byte"] = means["loss"] / math.log(2) / bytes_per_token
     return means

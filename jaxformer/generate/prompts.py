@@ -21,9 +21,8 @@ def check(
       UserError: an id outside the vocabulary, or more tokens than the model reads.
     """
     checked = []
-    vocab_size = config.vocab_size
-    if is_source and getattr(config, "source_vocab_size", 0):
-        vocab_size = config.source_vocab_size
+    source_size = getattr(config, "source_vocab_size", 0) if is_source else 0
+    vocab_size = source_size or config.vocab_size
     for row, prompt in enumerate(prompts):
         ids = [int(token) for token in prompt] or list(start)
         if not ids:

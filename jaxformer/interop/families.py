@@ -79,13 +79,19 @@ def of_model(config: Any, model_type: str | None = None) -> Family:
         )
     wanted = [FAMILIES[model_type]] if model_type else list(FAMILIES.values())
     misfits: dict[str, list[str]] = {}
+    refused: dict[str, list[str]] = {}
     for family in wanted:
         if type(config) is not family.config_class:
             continue
-        differences = _differences(family, family.reduce(config))
+        try:
+            differences = _differences(family, family.reduce(config))
+        except UserError as problem:  # what it would write, it would not read
+            refused[family.model_type] = [str(problem).removeprefix("config.json: ")]
+            continue
         if not differences:
             return family
         misfits[family.model_type] = differences
+    misfits = misfits or refused
     if not misfits:
         kind = type(config).__module__.rpartition(".")[2]
         raise UserError(
@@ -101,12 +107,8 @@ def of_model(config: Any, model_type: str | None = None) -> Family:
 
 def _differences(family: Family, config: Any) -> list[str]:
     """Returns each key that the family does not give back, as "key=value"."""
-    written = family.write_config(config)
-    try:
-        names = frozenset(rule.name for rule in family.table(config) if rule.use != "read")
-        given_back = _usual(family.read_config(written, names))
-    except UserError as error:
-        return [str(error).removeprefix("config.json: ")]
+    names = frozenset(rule.name for rule in family.table(config) if rule.use != "read")
+    given_back = _usual(family.read_config(family.write_config(config), names))
     asked = _usual(config)
     return [f"{key}={asked[key]!r}" for key in asked if asked[key] != given_back[key]]
 

@@ -143,6 +143,30 @@ def save_huggingface(
     writer.write_folder(folder, fill)
 
 
+def is_published(directory: str | os.PathLike[str]) -> bool:
+    """Returns whether a folder holds a published checkpoint: a config.json with a model_type."""
+    try:
+        return "model_type" in reader.read_json(Path(directory) / "config.json")
+    except BrokenError:
+        return False
+
+
+def published_config(directory: str | os.PathLike[str]) -> tuple[str, Any]:
+    """Returns (the name of our model family, our Config) of a published checkpoint.
+
+    Raises:
+      UserError: it is of a kind that ours does not compute.
+    """
+    folder = Path(directory)
+    family, hf = read_config(folder)
+    stored, problems = reader.read_tensors(folder)
+    if not stored:
+        reader.refuse(folder, problems)
+    config = _our_config(folder, family, hf, stored)
+    name = next(name for name, module in MODELS.items() if module.Config is type(config))
+    return name, config
+
+
 def read_config(directory: Path) -> tuple[Family, dict[str, Any]]:
     """Returns the family of a checkpoint and its config.json.
 
@@ -162,7 +186,8 @@ def _our_config(
     directory: Path, family: Family, hf: Mapping[str, Any], stored: Mapping[str, Stored]
 ) -> Any:
     try:
-        return family.read_config(hf, frozenset(stored))
+        config = family.read_config(hf, frozenset(stored))
+        return configs.build(family.config_class, dataclasses.asdict(config), "model")
     except UserError as problem:
         raise UserError(f"{directory}: {problem}") from None
     except (TypeError, ValueError, KeyError, AttributeError) as error:  # a value of a wrong type

@@ -131,13 +131,13 @@ def _specs(header: Any) -> dict[str, Any]:
     """Returns the header's entries of tensors, those that are shaped like one."""
     if not isinstance(header, dict):
         return {}
-    return {
-        name: spec
-        for name, spec in header.items()
-        if name != "__metadata__"
-        and isinstance(spec, dict)
-        and len(spec.get("data_offsets", ())) == 2
-    }
+    found = {}
+    for name, spec in header.items():
+        offsets = spec.get("data_offsets") if isinstance(spec, dict) else None
+        whole = isinstance(offsets, list) and len(offsets) == 2
+        if name != "__metadata__" and whole and all(isinstance(at, int) for at in offsets):
+            found[name] = spec
+    return found
 
 
 def read_tensors(directory: Path) -> tuple[dict[str, Stored], list[str]]:

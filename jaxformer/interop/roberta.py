@@ -14,7 +14,7 @@ from jaxformer.interop.bert_layers import (
     write_shape,
 )  # fmt: skip
 from jaxformer.interop.family import HF, Family, architecture, setting
-from jaxformer.interop.table import Rule, linear, norm
+from jaxformer.interop.table import PLAIN, Rule, linear, norm
 from jaxformer.models import encoder
 
 ARCHITECTURES = tuple(f"Roberta{name}" for name in HEADS)
@@ -55,13 +55,18 @@ def table(config: encoder.Config) -> tuple[Rule, ...]:
         rules += [
             *linear("lm_head.dense", "masked_head/kernel", "masked_head/kernel_bias"),
             *norm("lm_head.layer_norm", "masked_head/norm"),
-            Rule("lm_head.bias", "masked_head/bias"),
-            Rule("lm_head.decoder.bias", "masked_head/bias", use="read"),
         ]
         if config.tie_embeddings:
-            rules.append(Rule("lm_head.decoder.weight", "embed/tokens", use="read"))
-        else:
-            rules.append(Rule("lm_head.decoder.weight", "head/table"))
+            rules += [
+                Rule("lm_head.bias", "masked_head/bias"),
+                Rule("lm_head.decoder.bias", "masked_head/bias", use="read"),
+                Rule("lm_head.decoder.weight", "embed/tokens", use="read"),
+            ]
+        else:  # the decoder's own bias counts, and the other is in the file all the same
+            rules += [
+                *linear("lm_head.decoder", "head/table", "masked_head/bias", PLAIN),
+                Rule("lm_head.bias", "masked_head/bias", use="write"),
+            ]
     if config.num_classes:
         rules += [
             *linear("classifier.dense", "pooler/kernel", "pooler/bias"),

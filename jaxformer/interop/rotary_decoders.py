@@ -11,6 +11,7 @@ from jaxformer.errors import UserError
 from jaxformer.interop.family import HF, setting, sizes
 from jaxformer.interop.table import LINEAR_FROM_HEADS, Rule, linear, norm
 from jaxformer.models import decoder
+from jaxformer.modules.config import TransformerConfig
 
 REACH = {"full_attention": "global", "sliding_attention": "local"}
 # Ours -> the published name of a layer's norm, by where the norms stand.
@@ -103,7 +104,7 @@ def read_reach(hf: HF, kinds: list[str]) -> tuple[str, ...]:
     return ()
 
 
-def write_reach(config: decoder.Config) -> list[str]:
+def write_reach(config: TransformerConfig) -> list[str]:
     """Returns config.json's layer_types."""
     published = {ours: name for name, ours in REACH.items()}
     return [published[kind] for kind in config.layer_kinds]

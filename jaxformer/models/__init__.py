@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from jaxformer.models import decoder, encoder, encoder_decoder
+from jaxformer.models import (
+    decoder,
+    electra,
+    encoder,
+    encoder_decoder,
+    recurrent,
+    transformer_xl,
+    xlnet,
+)
 from jaxformer.models.model import Model, Output, count_parameters
 
 FAMILIES: dict[str, ModuleType] = {
     "decoder": decoder,
+    "electra": electra,
     "encoder": encoder,
     "encoder_decoder": encoder_decoder,
+    "recurrent": recurrent,
+    "transformer_xl": transformer_xl,
+    "xlnet": xlnet,
 }
 
 __all__ = [
@@ -19,6 +31,10 @@ __all__ = [
     "Output",
     "count_parameters",
     "decoder",
+    "electra",
     "encoder",
     "encoder_decoder",
+    "recurrent",
+    "transformer_xl",
+    "xlnet",
 ]

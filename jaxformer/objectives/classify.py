@@ -1,6 +1,7 @@
-"""Sequence classification: one label for a row.
+"""Sequence classification, one label for a row, or regression, one number for a row.
 
-B batch, T time, C classes.
+Numbers (data.labels="value": the similarity of two sentences, say) are met by one output and the
+squared error (Devlin 2019, 4.1, on STS-B). B batch, T time, C classes.
 """
 
 from __future__ import annotations
@@ -14,39 +15,41 @@ import jax.numpy as jnp
 from jaxformer import ops
 from jaxformer.errors import UserError
 from jaxformer.models import Model
-from jaxformer.objectives.shared import checked, dropout_key, mean
+from jaxformer.objectives.likelihood import check_smoothing
+from jaxformer.objectives.shared import checked, dropout_key, mean, real_rows
 
-FAMILIES = ("encoder", "decoder")
+FAMILIES = ("encoder", "decoder", "xlnet")
 LAYOUTS = ("padded",)
+LABELS = ("field", "package", "value")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """label_smoothing (Szegedy 2016)."""
+    """label_smoothing (Szegedy 2016), of classes."""
 
     label_smoothing: float = 0.0
 
     def __post_init__(self):
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise UserError(
-                f"objective.label_smoothing={self.label_smoothing} must be in [0, 1); 0.1 is usual"
-            )
+        check_smoothing(self.label_smoothing)
 
 
 def adapt(config: Config, info: Any) -> dict[str, Any]:
     """Returns the keys of the model's config that this objective decides."""
-    if info.num_classes < 2:
+    if info.class_names:
+        return {"num_classes": info.num_classes, "masked_head": False}
+    if config.label_smoothing:
         raise UserError(
-            f"objective.name=classify found {info.num_classes} classes in the data; "
-            "give labels by data.labels"
+            f"objective.label_smoothing={config.label_smoothing} is for classes, but "
+            'data.labels="value" gives numbers; set it to 0'
         )
-    return {"num_classes": info.num_classes, "masked_head": False}
+    return {"num_classes": 1, "masked_head": False}
 
 
 def make(config: Config, model: Model, info: Any):
     """Returns the loss function; the batch holds tokens, segment_ids [B, T] and labels [B].
 
-    A row of padding only (which fills the last evaluation batch) has no weight.
+    Labels are classes (int), or numbers (float), for which the model must have one output. A row of
+    padding only (which fills the last evaluation batch) has no weight.
     """
 
     @checked(segment_ids="BT", labels="B")
@@ -54,7 +57,12 @@ def make(config: Config, model: Model, info: Any):
         drop = dropout_key(key, batch) if train else None
         hidden_BTD = model.apply(params, batch, key=drop).hidden_BTD
         logits_BC = model.classify(params, hidden_BTD, batch)
-        weights_B = jnp.any(batch["segment_ids"] != 0, axis=1).astype(jnp.float32)
+        weights_B = real_rows(batch)
+        if jnp.issubdtype(batch["labels"].dtype, jnp.floating):
+            error_B = jnp.where(weights_B > 0, logits_BC[:, 0] - batch["labels"], 0.0)
+            total, count = jnp.sum(error_B**2), jnp.sum(weights_B)
+            away = jnp.sum(jnp.abs(error_B))
+            return mean(total, count), {"loss": (total, count), "absolute_error": (away, count)}
         total, count = ops.cross_entropy(
             logits_BC, batch["labels"], weights=weights_B,
             label_smoothing=config.label_smoothing if train else 0.0,

@@ -15,13 +15,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxformer import ops
 from jaxformer.errors import UserError
 from jaxformer.models import Model
-from jaxformer.objectives.shared import checked, dropout_key, mean
+from jaxformer.objectives.likelihood import predict
+from jaxformer.objectives.shared import Batch, checked, dropout_key, mean
 
 FAMILIES = ("encoder",)
 LAYOUTS = ("windows", "packed", "padded")
+PREDICTS_TEXT = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,36 +54,54 @@ def adapt(config: Config, info: Any) -> dict[str, Any]:
 
 def make(config: Config, model: Model, info: Any):
     """Returns the loss function; the batch holds tokens [B, T], segment_ids [B, T], rows [B]."""
-    if info.mask_id < 0:
-        raise UserError(
-            "objective.name=masked_lm needs a tokenizer with a mask token; use data.tokenizer="
-            "wordpiece:8000, bpe:8000, or a tokenizer.json that has one"
-        )
+    require_mask(info, "masked_lm")
 
     @checked()
     def loss_fn(params, batch, key: jax.Array, train: bool):
-        mask_key, model_key = jax.random.split(key)
-        corrupted_BT, where_BP, labels_BP, weights_BP = corrupt(
-            batch, mask_key, config,
-            mask_id=info.mask_id, special_ids=info.special_ids, vocab_size=info.vocab_size,
-        )  # fmt: skip
-        inputs = {**batch, "tokens": corrupted_BT}
-        drop = dropout_key(model_key, batch) if train else None
-        hidden_BTD = model.apply(params, inputs, key=drop).hidden_BTD
-        hidden_BPD = jnp.take_along_axis(hidden_BTD, where_BP[..., None], axis=1)
-        features_BPD, table_VD, bias_V = model.unembed(params, hidden_BPD)
-        total, count, correct = ops.linear_cross_entropy(
-            features_BPD, table_VD, labels_BP, bias_V=bias_V, weights=weights_BP,
-            z_loss=config.z_loss if train else 0.0,
-            soft_cap=model.config.logit_soft_cap or None, chunk=config.chunk or None,
-        )  # fmt: skip
+        _, (total, count, correct) = fill_in(config, model, info, params, batch, key, train)
         return mean(total, count), {"loss": (total, count), "accuracy": (correct, count)}
 
     return loss_fn
 
 
+def fill_in(
+    config: Config, model: Model, info: Any, params: Any, batch: Batch, key: jax.Array, train: bool
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    """Hides tokens and predicts them.
+
+    Returns:
+      (hidden_BTD of the row with tokens hidden, (loss sum, count, hits) of the hidden ones).
+    """
+    mask_key, model_key = jax.random.split(key)
+    corrupted_BT, where_BP, labels_BP, weights_BP = corrupt(
+        batch, mask_key, config,
+        mask_id=info.mask_id, special_ids=info.special_ids, vocab_size=info.vocab_size,
+    )  # fmt: skip
+    drop = dropout_key(model_key, batch) if train else None
+    hidden_BTD = model.apply(params, {**batch, "tokens": corrupted_BT}, key=drop).hidden_BTD
+    sums = predict(
+        model, params, at(hidden_BTD, where_BP), labels_BP, weights_BP,
+        z_loss=config.z_loss if train else 0.0, chunk=config.chunk,
+    )  # fmt: skip
+    return hidden_BTD, sums
+
+
+def require_mask(info: Any, objective: str) -> None:
+    """Raises UserError if the tokenizer has no mask token."""
+    if info.mask_id < 0:
+        raise UserError(
+            f"objective.name={objective} needs a tokenizer with a mask token; use data.tokenizer="
+            "wordpiece:8000, bpe:8000, or a tokenizer.json that has one"
+        )
+
+
+def at(hidden_BTD: jax.Array, where_BP: jax.Array) -> jax.Array:
+    """Returns the hidden states [B, P, D] at the places that are predicted."""
+    return jnp.take_along_axis(hidden_BTD, where_BP[..., None], axis=1)
+
+
 def corrupt(
-    batch: dict[str, jax.Array],
+    batch: Batch,
     key: jax.Array,
     config: Config,
     *,
@@ -110,18 +129,14 @@ def corrupt(
     B, T = tokens_BT.shape
     P = math.ceil(config.rate * T)
     rows_B = batch.get("rows", jnp.arange(B))
-    special = jnp.array(sorted({mask_id, *special_ids}), jnp.int32)
-    allowed_BT = ~jnp.isin(tokens_BT, special)
-    if "segment_ids" in batch:
-        allowed_BT &= batch["segment_ids"] != 0
+    allowed_BT = may_hide(batch, mask_id, special_ids)
+    wanted_B = predictions(allowed_BT, config.rate)
     ordinary = jnp.array([i for i in range(vocab_size) if i not in {mask_id, *special_ids}])
 
-    def one(tokens_T, allowed_T, row):
+    def one(tokens_T, allowed_T, wanted, row):
         order_key, kind_key, token_key = jax.random.split(jax.random.fold_in(key, row), 3)
         scores_T = jnp.where(allowed_T, jax.random.uniform(order_key, (T,)), -1.0)
         _, where_P = jax.lax.top_k(scores_T, P)
-        n = allowed_T.sum()
-        wanted = jnp.where(n > 0, jnp.clip(jnp.round(config.rate * n), 1, P), 0)
         real_P = jnp.arange(P) < wanted
         labels_P = tokens_T[where_P]
         kind_P = jax.random.uniform(kind_key, (P,))
@@ -131,4 +146,18 @@ def corrupt(
         new_P = jnp.where(real_P, new_P, labels_P)
         return tokens_T.at[where_P].set(new_P), where_P, labels_P, real_P.astype(jnp.float32)
 
-    return jax.vmap(one)(tokens_BT, allowed_BT, rows_B)
+    return jax.vmap(one)(tokens_BT, allowed_BT, wanted_B, rows_B)
+
+
+def may_hide(batch: Batch, mask_id: int, special_ids: tuple[int, ...]) -> jax.Array:
+    """Returns True for the tokens [B, T] that are neither special nor padding."""
+    special = jnp.array(sorted({mask_id, *special_ids}), jnp.int32)
+    allowed_BT = ~jnp.isin(batch["tokens"], special)
+    return allowed_BT & (batch["segment_ids"] != 0) if "segment_ids" in batch else allowed_BT
+
+
+def predictions(allowed_BT: jax.Array, rate: float) -> jax.Array:
+    """Returns how many tokens of each row [B] are predicted, as float32."""
+    n_B = allowed_BT.sum(axis=1)
+    most = math.ceil(rate * allowed_BT.shape[1])
+    return jnp.where(n_B > 0, jnp.clip(jnp.round(rate * n_B), 1, most), 0)

@@ -15,6 +15,8 @@ from jaxformer.ops.linear import einsum, linear
 from jaxformer.ops.losses import cross_entropy, linear_cross_entropy
 from jaxformer.ops.norms import layer_norm, rms_norm
 from jaxformer.ops.positions import alibi, learned, sinusoidal, t5_bucket, t5_relative_bias
+from jaxformer.ops.recurrent import gru, lstm
+from jaxformer.ops.relative import relative_attention
 from jaxformer.ops.rope import rope, rope_frequencies
 
 __all__ = [
@@ -28,11 +30,14 @@ __all__ = [
     "experts",
     "feed_forward",
     "gated_feed_forward",
+    "gru",
     "layer_norm",
     "learned",
     "linear",
     "linear_cross_entropy",
+    "lstm",
     "masks",
+    "relative_attention",
     "rms_norm",
     "rope",
     "rope_frequencies",

@@ -18,10 +18,14 @@ LINEAR_HEADS = r"classifier|next_sentence|tagger|span|discriminator|discriminato
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(.*/)?embed/tokens", ("tensor", "fsdp")),
     (r"(.*/)?embed/(positions|token_types)", (None, "fsdp")),
-    (r"embed/projection", (None, "fsdp")),
+    (r"(.*/)?embed/projection", (None, "fsdp")),
     (r"(.*/)?attention/(q|k|v)", ("fsdp", "tensor", None)),
     (r"(.*/)?attention/(q|k|v)_bias", ("tensor", None)),
     (r"(.*/)?attention/out", ("tensor", None, "fsdp")),
+    # Relative attention: of distances, of the biases of queries, of segments.
+    (r"(.*/)?attention/r", ("fsdp", "tensor", None)),
+    (r"(.*/)?(attention|relative)/r_[wrs]_bias", ("tensor", None)),
+    (r"(.*/)?attention/segment_bias", (None, "tensor", None)),
     (r"(.*/)?cross_attention/(q|k|v)", ("fsdp", "tensor", None)),
     (r"(.*/)?cross_attention/(q|k|v)_bias", ("tensor", None)),
     (r"(.*/)?cross_attention/out", ("tensor", None, "fsdp")),
@@ -31,17 +35,29 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(.*/)?experts/router", ("fsdp", None)),
     (r"(.*/)?experts/(in|gate)", (None, "fsdp", "tensor")),
     (r"(.*/)?experts/out", (None, "tensor", "fsdp")),
-    (r"head/table", ("tensor", "fsdp")),
-    (r"head/bias", ("tensor",)),
-    (rf"(masked_head|pooler|{LINEAR_HEADS})/kernel", ("fsdp", None)),
-    (r"masked_head/bias", ("tensor",)),
+    (r"(.*/)?head/table", ("tensor", "fsdp")),
+    (r"(.*/)?head/bias", ("tensor",)),
+    (rf"(.*/)?(masked_head|pooler|{LINEAR_HEADS})/kernel", ("fsdp", None)),
+    (r"(.*/)?masked_head/bias", ("tensor",)),
+    # Adaptive input and softmax: a table, a projection and a bias for each cluster of words.
+    (r"embed/tokens_\d+", ("tensor", "fsdp")),
+    (r"embed/projection_\d+", (None, "fsdp")),
+    (r"head/table_\d+", ("tensor", "fsdp")),
+    (r"head/bias_\d+", ("tensor",)),
+    (r"head/projection_\d+", ("fsdp", None)),
+    (r"head/cluster", (None, "fsdp")),
+    # Recurrent layers: gates have an axis of their own, so a device has all gates of its units.
+    (r"(encoder|decoder)/layer_\d+(_\w+)?/(in|hidden|feed)", ("fsdp", None, "tensor")),
+    (r"(encoder|decoder)/layer_\d+(_\w+)?/(hidden_)?bias", (None, "tensor")),
+    (r"decoder/(attention/(general|query|key)|readout)", ("fsdp", None)),
     # Small vectors and tables: a copy everywhere.
+    (r"embed/mask|head/cluster_bias|decoder/attention/score", ()),
     (
         r"(.*/)?(scale|out_bias|kernel_bias|projection_bias|q_norm|k_norm|qk_scale|relative_bias"
         r"|attention_conv|feed_forward_conv)",
         (),
     ),
-    (rf"(.*norm|pooler|{LINEAR_HEADS})/bias", ()),
+    (rf"(.*norm|(.*/)?(pooler|{LINEAR_HEADS}))/bias", ()),
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxformer import checkpoint, config, data, generate
+from jaxformer import checkpoint, config, data, generate, interop
 from jaxformer.errors import UserError, one_of, suggest
 from jaxformer.models import FAMILIES, Model
 from jaxformer.objectives import OBJECTIVES
@@ -20,11 +20,12 @@ class TrainConfig:
     """The run itself.
 
     steps: updates in all. eval_every: steps between evaluations (0: only at the end); eval_tokens:
-    tokens an evaluation reads, the same each time (0: the whole validation split). log_every:
-    steps between records. accumulate: parts a batch is cut into. nonfinite: "skip" a step whose
-    loss or gradient is not finite, or "abort" (neither reaches a checkpoint). init_from: a workdir
-    whose parameters this run starts from. sample_every: steps between samples of text (0: only at
-    the end).
+    tokens an evaluation reads, the same each time (0: the whole validation split). log_every: steps
+    between records. accumulate: parts a batch is cut into. nonfinite: "skip" a step whose loss or
+    gradient is not finite, or "abort" (neither reaches a checkpoint). init_from: a workdir whose
+    parameters this run starts from, or the folder of a published checkpoint (config.json and
+    safetensors), which also gives every key of model that the config leaves out. sample_every:
+    steps between samples of text (0: only at the end).
     """
 
     steps: int = 1000
@@ -88,14 +89,28 @@ def fill(chosen: ConfigDict) -> ConfigDict:
                 f"config.{name} is not a section{suggest(name, known)}; valid: {', '.join(known)}"
             )
     whole = ConfigDict({"seed": chosen.get("seed", 0)})
+    source = str(chosen.get("train", {}).get("init_from", ""))
     for name, (key, table) in CHOICES.items():
         section = dict(chosen.get(name, {}))
+        if name == "model" and interop.is_published(source):
+            section = _of_published(source, section)
         pick = section.pop(key, next(iter(table)))
         one_of(pick, table, f"{name}.{key}")
         whole[name] = {key: pick, **_whole(table[pick].Config, section, name)}
     for name, cls in SECTIONS.items():
         whole[name] = _whole(cls, dict(chosen.get(name, {})), name)
     return whole
+
+
+def _of_published(folder: str, section: dict[str, Any]) -> dict[str, Any]:
+    """Returns the model section with the checkpoint's own values for what it leaves out."""
+    family, published = interop.published_config(folder)
+    if section.get("family", family) != family:
+        raise UserError(
+            f"train.init_from={folder} holds a model.family={family}, but it is "
+            f"{section['family']}; leave model.family out"
+        )
+    return {"family": family, **dataclasses.asdict(published), **section}
 
 
 def _whole(cls: type, section: dict[str, Any], where: str) -> dict[str, Any]:
@@ -115,33 +130,51 @@ def build(chosen: ConfigDict) -> Experiment:
         sections[name] = config.build(table[pick].Config, section, name)
     for name, cls in SECTIONS.items():
         sections[name] = config.build(cls, dict(whole[name]), name)
+    start = getattr(sections["model"], "start_id", -1)
+    if start >= 0 > sections["data"].start_id:
+        sections["data"] = dataclasses.replace(sections["data"], start_id=start)
     experiment = Experiment(**sections)
     _check(experiment)
     return experiment
 
 
 def _check(experiment: Experiment) -> None:
-    goal, batch_size = OBJECTIVES[experiment.goal], experiment.data.batch_size
+    goal, reads, model = OBJECTIVES[experiment.goal], experiment.data, experiment.model
     if experiment.family not in goal.FAMILIES:
         raise UserError(
             f"objective.name={experiment.goal} needs model.family={' or '.join(goal.FAMILIES)}, "
             f"but it is {experiment.family}"
         )
-    if experiment.data.layout not in goal.LAYOUTS:
+    if reads.layout not in goal.LAYOUTS:
         raise UserError(
             f"objective.name={experiment.goal} reads data.layout={' or '.join(goal.LAYOUTS)}, "
-            f"but it is {experiment.data.layout}"
+            f"but it is {reads.layout}"
         )
-    if experiment.data.seq_len > experiment.model.max_length:
+    if reads.labels not in getattr(goal, "LABELS", (reads.labels,)):
         raise UserError(
-            f"data.seq_len={experiment.data.seq_len} is longer than "
-            f"model.max_length={experiment.model.max_length}; "
-            f"try --config.model.max_length={experiment.data.seq_len}"
+            f"objective.name={experiment.goal} reads data.labels={' or '.join(goal.LABELS)}, "
+            f"but it is {reads.labels!r}"
         )
-    if batch_size % experiment.train.accumulate:
+    if experiment.family == "recurrent" and reads.layout == "seq2seq_packed":
+        raise UserError(
+            "model.family=recurrent reads on from one text into the next: it cannot have several "
+            "in a row; set --config.data.layout=seq2seq"
+        )
+    lengths = {"seq_len": reads.seq_len}
+    if reads.layout.startswith("seq2seq"):
+        lengths["source_len"] = reads.source_length
+    if hasattr(goal, "host_transform"):  # changes them; what comes out is checked with the data
+        lengths = {}
+    for key, length in lengths.items():
+        if length > model.max_length:
+            raise UserError(
+                f"data.{key}={length} is longer than model.max_length={model.max_length}; "
+                f"try --config.model.max_length={length}"
+            )
+    if reads.batch_size % experiment.train.accumulate:
         raise UserError(
             f"train.accumulate={experiment.train.accumulate} does not divide "
-            f"data.batch_size={batch_size}"
+            f"data.batch_size={reads.batch_size}"
         )
 
 
@@ -156,7 +189,7 @@ def check_mesh(experiment: Experiment, sizes: tuple[int, ...]) -> None:
             f"try --config.data.batch_size={data_size * fsdp * experiment.train.accumulate}"
         )
     for name in ("num_heads", "kv_heads"):
-        heads = getattr(experiment.model, name)
+        heads = getattr(experiment.model, name, 0)  # a recurrent model has none
         if heads % tensor:
             raise UserError(
                 f"mesh.tensor={tensor} does not divide model.{name}={heads}; heads are split over "
@@ -168,13 +201,20 @@ def make_model(experiment: Experiment, info: data.Info) -> Model:
     """Returns the model, its vocabulary and heads fitted to the data and the objective.
 
     Raises:
-      UserError: a model.vocab_size smaller than the tokenizer's.
+      UserError: a model.vocab_size smaller than the tokenizer's, or a model.start_id that the
+        data's targets do not begin with.
     """
     wanted = experiment.model.vocab_size or info.vocab_size
     if wanted < info.vocab_size:
         raise UserError(
             f"model.vocab_size={wanted} is smaller than the tokenizer's {info.vocab_size}; "
             "set --config.model.vocab_size=0 to take the tokenizer's"
+        )
+    start = getattr(experiment.model, "start_id", -1)
+    if min(start, info.start_id) >= 0 and start != info.start_id:
+        raise UserError(
+            f"model.start_id={start}, but the data's targets begin with {info.start_id}; "
+            f"try --config.data.start_id={start}"
         )
     goal = OBJECTIVES[experiment.goal]
     asked = {"vocab_size": wanted, **goal.adapt(experiment.objective, info)}

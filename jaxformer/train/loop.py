@@ -169,7 +169,10 @@ def evaluate_split(
         stop = min(stop, every * wanted)
     batches = data.prefetch(split, 0, stop, run.experiment.seed, run.batch_sharding, every=every)
     with contextlib.closing(batches):
-        return evaluate(eval_fn, params, batches, bytes_per_token=run.dataset.info.bytes_per_token)
+        return evaluate(
+            eval_fn, params, batches, predicts_text=run.predicts_text,
+            bytes_per_token=run.dataset.info.bytes_per_token,
+        )  # fmt: skip
 
 
 def _compile(run: Prepared, optimizer, abstract: states.State, reporter: log.Reporter) -> Callable:

@@ -80,11 +80,12 @@ def matmul_parameters(params: Any) -> int:
         path_name(path): math.prod(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
-    tied = "head/table" not in sizes
+    tied = not any(re.fullmatch(r"(.*/)?head/table", name) for name in sizes)
     return sum(
         size
         for name, size in sizes.items()
-        if not name.startswith("embed/") or (tied and name == "embed/tokens")
+        if not re.match(r"(.*/)?embed/(?!projection)", name)
+        or (tied and re.fullmatch(r"(discriminator/)?embed/tokens", name))
     )
 
 
@@ -99,7 +100,10 @@ def flops_per_token(num_params: int, model: Any, seq_len: int) -> float:
       model: the model's config, with num_layers, num_heads, and width or per_head.
       seq_len: T.
     """
-    width = model.num_heads * getattr(model, "per_head", model.width // model.num_heads)
+    heads = getattr(model, "num_heads", 0)  # a recurrent model has none
+    if not heads:
+        return 6.0 * num_params
+    width = heads * getattr(model, "per_head", model.width // heads)
     return 6.0 * num_params + 12.0 * model.num_layers * width * seq_len
 
 

@@ -11,6 +11,8 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from jaxformer import data
+from jaxformer.data import corruption
+from jaxformer.errors import UserError
 from jaxformer.models import Model
 from jaxformer.objectives import OBJECTIVES
 from jaxformer.parallel import mesh as meshes
@@ -47,12 +49,17 @@ class Prepared(NamedTuple):
 
     @property
     def can_generate(self) -> bool:
-        return self.experiment.goal == "causal_lm"
+        return self.experiment.goal in ("causal_lm", "seq2seq")
+
+    @property
+    def predicts_text(self) -> bool:
+        """Whether the loss is the likelihood of text, so that perplexity means something."""
+        return getattr(OBJECTIVES[self.experiment.goal], "PREDICTS_TEXT", False)
 
     @property
     def baseline(self) -> tuple[str, float] | None:
         """What a model that looks at no context reaches: its name and its loss."""
-        if self.experiment.goal == "classify":
+        if not self.predicts_text:
             return None
         return "unigram entropy", self.dataset.info.unigram_entropy
 
@@ -66,7 +73,7 @@ def prepare(chosen: ConfigDict, *, say: Callable[[str], None]) -> Prepared:
     experiment = build(chosen)
     mesh = meshes.make(experiment.mesh)
     check_mesh(experiment, tuple(mesh.shape.values()))
-    dataset = data.load(experiment.data, say=say)
+    dataset = load(experiment, say=say)
     model = make_model(experiment, dataset.info)
     goal = OBJECTIVES[experiment.goal]
     loss_fn = goal.make(experiment.objective, model, dataset.info)
@@ -75,3 +82,26 @@ def prepare(chosen: ConfigDict, *, say: Callable[[str], None]) -> Prepared:
     # can be made again without the data.
     whole.model.update(dataclasses.asdict(model.config))
     return Prepared(whole, experiment, mesh, dataset, model, loss_fn)
+
+
+def load(experiment: Experiment, *, say: Callable[[str], None]) -> data.Dataset:
+    """Returns the data, changed on the host if the objective asks for it.
+
+    Raises:
+      UserError: the data cannot be had, or cannot be changed so.
+    """
+    dataset, goal = data.load(experiment.data, say=say), OBJECTIVES[experiment.goal]
+    if not hasattr(goal, "host_transform"):
+        return dataset
+    kind, options = goal.host_transform(experiment.objective)
+    transform = corruption.make(kind, dataset.tokenizer, experiment.data, **options)
+    dataset = dataset.transformed(transform)
+    rows = dataset.train.batch(0, experiment.seed)
+    longest = max(rows[name].shape[1] for name in ("tokens", "source") if name in rows)
+    if longest > experiment.model.max_length:
+        raise UserError(
+            f"objective.name={experiment.goal} makes rows of {longest} tokens of data.seq_len="
+            f"{experiment.data.seq_len}, longer than model.max_length="
+            f"{experiment.model.max_length}; try --config.model.max_length={longest}"
+        )
+    return dataset

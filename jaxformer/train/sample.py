@@ -28,6 +28,7 @@ class Speaker(NamedTuple):
     model: Model
     tokenizer: data.Tokenizer
     config: generate.Config
+    data: data.Config
 
     @classmethod
     def of_run(cls, chosen: ConfigDict, workdir: Path) -> Speaker:
@@ -37,6 +38,7 @@ class Speaker(NamedTuple):
             _writer(experiment.family, experiment.model),
             data.load_tokenizer(workdir),
             experiment.generate,
+            experiment.data,
         )
 
     def write(
@@ -45,20 +47,29 @@ class Speaker(NamedTuple):
         prompts: Sequence[str],
         stream: Callable[[int, str], None] | None = None,
     ) -> list[str]:
-        """Returns the continuation of each prompt.
+        """Returns the continuation of each prompt, or what each source becomes.
 
         Raises:
           UserError: the model cannot write, or a prompt cannot be encoded or is too long.
         """
+        ids = [self.tokenizer.encode(prompt) for prompt in prompts]
+        end_ids = [self.tokenizer.eos_id] if self.tokenizer.eos_id >= 0 else []
+        start_id = -1
+        if self.model.encode is not None:  # prompts are sources
+            ends = data.ends_of(self.tokenizer, self.data.start_id)
+            before = self.tokenizer.encode(self.data.source_prefix)
+            ids = [[*ends.source_prefix, *before, *text, *ends.source_suffix] for text in ids]
+            start_id, end_ids = ends.start, [ends.target_suffix[-1]]
         tokens = generate.generate(
             self.model,
             params,
-            [self.tokenizer.encode(prompt) for prompt in prompts],
+            ids,
             self.config,
             stream=stream,
             decode=self.tokenizer.decode,
-            eos_ids=[self.tokenizer.eos_id] if self.tokenizer.eos_id >= 0 else [],
+            eos_ids=end_ids,
             bos_id=self.tokenizer.bos_id,
+            start_id=start_id,
             num_ids=self.tokenizer.vocab_size,
         )
         return [self.tokenizer.decode(row) for row in tokens]
@@ -85,7 +96,7 @@ class Speaker(NamedTuple):
 def sample(run: Prepared, params: Any) -> list[tuple[str, str]]:
     """Returns (prompt, continuation) for each prompt of the config; for the log."""
     model = _writer(run.experiment.family, run.model.config)
-    speaker = Speaker(model, run.dataset.tokenizer, run.experiment.generate)
+    speaker = Speaker(model, run.dataset.tokenizer, run.experiment.generate, run.experiment.data)
     prompts = speaker.config.prompts
     return list(zip(prompts, speaker.write(params, prompts), strict=True))
 

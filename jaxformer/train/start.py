@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import optax
 
+from jaxformer import interop
 from jaxformer.checkpoint import restore_params
 from jaxformer.errors import UserError
 from jaxformer.models import Model
@@ -32,7 +33,7 @@ def fresh(
       optimizer: an optax transformation.
       abstract: shapes with shardings; decides whether there is an average ("ema").
       seed: of the initial parameters, whose values are the same on any mesh.
-      init_from: the workdir of a run to start from, or "".
+      init_from: the workdir of a run to start from, a published checkpoint's folder, or "".
       say: is told, in one line, what was taken and what is new.
     """
     ema, shardings = "ema" in abstract, states.shardings(abstract)
@@ -41,14 +42,23 @@ def fresh(
             lambda key: states.initial(model, optimizer, key, ema=ema), out_shardings=shardings
         )
         return initial(jax.random.key(seed))
-    given, _ = restore_params(init_from)
+    given = _parameters(init_from)
     params = jax.jit(model.init, out_shardings=shardings["params"])(jax.random.key(seed))
+    if "generator" in given and "generator" not in params:
+        given = given["discriminator"]  # of an ELECTRA run: the half that one keeps
     params, words = transplant(given, params, init_from)
     say(words)
     start = jax.jit(
         lambda params: states.from_params(params, optimizer, ema=ema), out_shardings=shardings
     )
     return start(jax.tree.map(jax.device_put, params, shardings["params"]))
+
+
+def _parameters(source: str) -> Any:
+    """Returns the parameters of a run, or of a published checkpoint."""
+    if interop.is_published(source):
+        return interop.load_huggingface(source)[1]
+    return restore_params(source)[0]
 
 
 def transplant(given: Any, params: Any, source: str) -> tuple[Any, str]:

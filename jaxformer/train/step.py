@@ -97,6 +97,9 @@ def gradients(
     if accumulate == 1:
         (_, metrics), grads = value_and_grad(params, batch)
         return grads, metrics
+    whole = getattr(loss_fn, "whole", None)
+    if whole is not None:  # what a part cannot know: see objectives.shared.balance
+        batch = whole(batch)
 
     def parts_AB(x: jax.Array) -> jax.Array:
         return x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)

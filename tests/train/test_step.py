@@ -19,6 +19,7 @@ from jaxformer.train import optimizer as optimizers
 from jaxformer.train import state as states
 from jaxformer.train.step import gradients as eager_gradients
 from jaxformer.train.step import make_train_step
+from tests.objectives import cases
 
 gradients = jax.jit(eager_gradients, static_argnums=0, static_argnames="accumulate")
 
@@ -84,6 +85,18 @@ def test_accumulation(goal):
     key = jax.random.key(3)
     whole = gradients(loss_fn, params, make_batch(), key)
     compare(gradients(loss_fn, params, make_batch(), key, accumulate=4), whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("goal", ["bert_pretraining:order", "replaced_token"])
+def test_accumulation_of_a_sum_of_means(goal):
+    """Each mean has a count of its own, which no part knows."""
+    loss_fn, params, batch = cases.make(goal)
+    whole, metrics = gradients(loss_fn, params, batch, jax.random.key(3))
+    parts, same = gradients(loss_fn, params, batch, jax.random.key(3), accumulate=2)
+    jax.tree.map(close, same, metrics)
+    far = optax.global_norm(jax.tree.map(jnp.subtract, parts, whole))
+    assert far < 1e-5 * optax.global_norm(whole)
 
 
 @pytest.mark.parametrize("goal", ["causal_lm", pytest.param("classify", marks=pytest.mark.slow)])
