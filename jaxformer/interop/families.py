@@ -25,6 +25,7 @@ from jaxformer.interop import (
     qwen,
     roberta,
     t5,
+    xlnet,
 )  # fmt: skip
 from jaxformer.interop.family import Family
 from jaxformer.modules.config import TransformerConfig
@@ -35,7 +36,7 @@ FAMILIES: dict[str, Family] = {
         bert.FAMILY, roberta.FAMILY, albert.FAMILY, distilbert.FAMILY, electra.FAMILY,
         modernbert.FAMILY, gpt1.FAMILY, gpt2.FAMILY, llama.FAMILY, mistral.FAMILY, qwen.QWEN2,
         qwen.QWEN3, gemma.GEMMA2, gemma.GEMMA3, olmo2.FAMILY, mixtral.FAMILY, marian.FAMILY,
-        bart.FAMILY, t5.FAMILY,
+        bart.FAMILY, t5.FAMILY, xlnet.FAMILY,
     )
 }  # fmt: skip
 

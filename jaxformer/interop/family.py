@@ -10,6 +10,7 @@ from jaxformer.errors import UserError, suggest
 from jaxformer.interop.table import Rule
 
 HF = Mapping[str, Any]
+LARGEST = 1 << 24  # of a model's sizes; beyond it a config.json is damaged
 
 
 class Family(NamedTuple):
@@ -72,8 +73,10 @@ def sizes(hf: HF, **keys: str) -> dict[str, Any]:
     found = {}
     for ours, key in keys.items():
         value = hf.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"config.json: {key} is {value!r}; it must be a positive integer")
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LARGEST:
+            raise UserError(
+                f"config.json: {key} is {value!r}; it must be a positive integer, at most {LARGEST}"
+            )
         found[ours] = value
     return found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -62,13 +63,14 @@ def load_huggingface(
     if not stored:
         reader.refuse(folder, problems)
     published_config = _our_config(folder, family, hf, stored)
+    _refuse_too_deep(folder, published_config, len(stored))
     asked = {**dataclasses.asdict(published_config), **overrides}
     config = configs.build(family.config_class, asked, "model")
     model = _make(config)
-    shapes = _shapes(model)
+    shapes = _shapes(config)
     wanted = table = expand(family.table(config), shapes)
     if config != published_config:
-        table = expand(family.table(published_config), _shapes(_make(published_config)))
+        table = expand(family.table(published_config), _shapes(published_config))
     sources, more = match(family, table, wanted, stored, fresh=bool(overrides and key is not None))
     problems += more + tokenizers.problems(folder, config)
     reader.refuse(folder, problems)
@@ -119,7 +121,7 @@ def save_huggingface(
     writer.refuse_existing(folder)
     family = families.of_model(model.config, model_type)
     config = family.reduce(model.config)
-    leaves, shapes = _flat(params), _shapes(_make(config))
+    leaves, shapes = _flat(params), _shapes(config)
     table = expand(family.table(config), shapes)
     wrong = [f"{path} is {tuple(leaves[path].shape) if path in leaves else 'not there'}, and the "
              f"model's config makes it {shape}" for path, shape in shapes.items()
@@ -197,12 +199,25 @@ def _our_config(
         ) from None
 
 
+def _refuse_too_deep(directory: Path, config: Any, count: int) -> None:
+    """Raises UserError for more layers or experts than tensors: a table of them has no end."""
+    if getattr(config, "share_layers", False):
+        return
+    for key in ("num_layers", "decoder_layers", "num_experts"):
+        if getattr(config, key, 0) > count:
+            raise UserError(
+                f"{directory}: config.json makes {key} {getattr(config, key)}, and the files hold "
+                f"{count} tensors in all"
+            )
+
+
 def _make(config: Any) -> Model:
     return next(module for module in MODELS.values() if module.Config is type(config)).make(config)
 
 
-def _shapes(model: Model) -> dict[str, Shape]:
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
+@functools.lru_cache(maxsize=64)  # tracing a model's init takes longer than all the checks
+def _shapes(config: Any) -> dict[str, Shape]:
+    shapes = jax.eval_shape(_make(config).init, jax.random.key(0))
     return {path: tuple(leaf.shape) for path, leaf in _flat(shapes).items()}
 
 

@@ -133,9 +133,9 @@ def _specs(header: Any) -> dict[str, Any]:
         return {}
     found = {}
     for name, spec in header.items():
-        offsets = spec.get("data_offsets") if isinstance(spec, dict) else None
-        whole = isinstance(offsets, list) and len(offsets) == 2
-        if name != "__metadata__" and whole and all(isinstance(at, int) for at in offsets):
+        at = spec.get("data_offsets") if isinstance(spec, dict) else None
+        pair = isinstance(at, list) and len(at) == 2 and all(isinstance(x, int) for x in at)
+        if pair and name != "__metadata__":
             found[name] = spec
     return found
 

@@ -126,7 +126,7 @@ class TransformerConfig:
             if getattr(self, key) < 1:
                 raise UserError(f"model.{key} is {getattr(self, key)}; it must be at least 1")
         if not self.head_dim and self.width % self.num_heads:
-            divisors = [n for n in range(1, self.width + 1) if self.width % n == 0]
+            divisors = [n for n in range(1, min(self.width, 4096) + 1) if self.width % n == 0]
             near = min(divisors, key=lambda n: abs(n - self.num_heads))
             raise UserError(
                 f"model.num_heads={self.num_heads} does not divide model.width={self.width}; "

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.load [--family gpt2] [--megabytes 500] [--rounds 7] [--json out.json]
 
-Interleaved, from a file that the system has cached:
+Interleaved, each in a fresh process, from a file that the system has cached:
 
   ours           load_huggingface: checks, model, parameters in our layout
   read + place   each tensor's bytes read to a fresh array, jax.device_put, nothing else
@@ -18,9 +18,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -98,46 +101,68 @@ def by_transformers_in_memory(folder: Path):
     return [parameter.clone() for parameter in by_transformers(folder).parameters()]
 
 
+WAYS: dict[str, Callable[[Path], object]] = {
+    "ours": ours,
+    "read + place": read_and_place,
+    "safetensors": by_safetensors,
+    "transformers": by_transformers,
+    "transformers+": by_transformers_in_memory,
+}
+
+
+def child(way: str, small: str, big: str) -> None:
+    """One measurement in a process of its own, as a model is loaded once and memory is new.
+
+    Prints the seconds that the big checkpoint takes after a small one, which starts JAX or torch.
+    """
+    if way.startswith("transformers"):
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+    WAYS[way](Path(small))
+    start = time.perf_counter()
+    loaded = WAYS[way](Path(big))
+    print(json.dumps(time.perf_counter() - start))
+    del loaded
+
+
+def measure(way: str, small: Path, big: Path) -> float:
+    command = [sys.executable, "-m", __spec__.name, "--child", way, str(small), str(big)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{way} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--family", default="gpt2", choices=("gpt2", "llama", "bert"))
     parser.add_argument("--megabytes", type=float, default=500)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", help="file to write")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    ways: dict[str, Callable[[Path], object]] = {
-        "ours": ours, "read + place": read_and_place, "safetensors": by_safetensors,
-    }  # fmt: skip
-    try:
-        import torch  # noqa: F401
-        import transformers
-
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        ways["transformers"] = by_transformers
-        ways["transformers+"] = by_transformers_in_memory
-    except ImportError:
-        print("no torch here: transformers is left out")
+    if args.child:
+        child(*args.child)
+        return
+    ways = [way for way in WAYS if not way.startswith("transformers") or find_spec("torch")]
     with tempfile.TemporaryDirectory() as root:
-        folder = Path(root) / "model"
-        model = make(args.family, args.megabytes)
-        interop.save_huggingface(folder, model, random_params(model))
-        megabytes = (folder / reader.SINGLE).stat().st_size / 1e6
+        small, big = Path(root) / "small", Path(root) / "big"
+        for folder, megabytes in ((small, 1), (big, args.megabytes)):
+            model = make(args.family, megabytes)
+            interop.save_huggingface(folder, model, random_params(model))
+        megabytes = (big / reader.SINGLE).stat().st_size / 1e6
         print(f"{args.family}, {model.config.num_layers} layers, {megabytes:.0f} MB")
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for number in range(args.rounds + 1):  # the first round fills caches, and is not counted
-            for name in ways if number % 2 == 0 else reversed(ways):
-                start = time.perf_counter()
-                loaded = ways[name](folder)
-                seconds = time.perf_counter() - start
-                del loaded
-                if number:
-                    times[name].append(seconds)
+        times: dict[str, list[float]] = {way: [] for way in ways}
+        for number in range(args.rounds):
+            for way in ways if number % 2 == 0 else reversed(ways):
+                times[way].append(measure(way, small, big))
     medians = {name: float(np.median(values)) for name, values in times.items()}
     for name, seconds in medians.items():
         spread = f"{min(times[name]):.3f} to {max(times[name]):.3f}"
         print(f"  {name:13s} {seconds:6.3f} s ({spread}), {megabytes / seconds / 1e3:5.2f} GB/s")
-    for name in list(ways)[1:]:
+    for name in ways[1:]:
         aim = " (target <= 1.3)" if name == "read + place" else ""
         print(f"  ours: {medians['ours'] / medians[name]:.2f} of {name}{aim}")
     if args.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -211,7 +212,7 @@ def test_remote_code_is_not_run(checkpoint, tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_damage_at_random_is_a_line_too(seed, checkpoint, monkeypatch):
     """Bytes of config.json, of the index and of a header, changed at random: no other error."""
     folder, _, _ = checkpoint(("gpt2", "bert", "llama")[seed % 3])
@@ -252,10 +253,8 @@ def test_damage_at_random_is_a_line_too(seed, checkpoint, monkeypatch):
             value = values[rng.integers(0, len(values))]
             damaged = bytearray(whole[:start] + value + whole[stop:])
         path.write_bytes(damaged)
-        try:
+        with contextlib.suppress(UserError, pytest.skip.Exception):
             interop.load_huggingface(folder)
-        except (UserError, pytest.skip.Exception):
-            pass
         path.write_bytes(whole)
 
 

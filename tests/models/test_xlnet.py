@@ -12,6 +12,8 @@ from jaxformer.generate import Config as GenerateConfig
 from jaxformer.generate import generate
 from jaxformer.models import xlnet
 
+pytestmark = pytest.mark.slow
+
 B, T, V = 3, 9, 43
 CASES = {
     "plain": dict(d_model=24, n_head=3, d_inner=40, n_layer=3),
@@ -43,7 +45,7 @@ def oracle(name: str, cls: str = "XLNetLMHeadModel", **more):
             num_heads=config.n_head, feed_forward=config.d_inner,
             activation=config.ff_activation, attention_type=config.attn_type,
             clamp_length=max(config.clamp_len, 0), tie_embeddings=config.tie_word_embeddings,
-            num_classes=more.get("num_labels", 0), memory_length=6,
+            num_classes=more.get("num_labels", 0), memory_length=6, unroll=1,
         )
     )  # fmt: skip
     params = convert(dict(theirs.named_parameters(remove_duplicate=False)), config)
@@ -247,10 +249,11 @@ def test_it_writes_from_left_to_right_as_published():
 
 
 def make(**keys):
-    model = xlnet.make(xlnet.Config(vocab_size=V, width=16, num_layers=2, num_heads=2, **keys))
-    params = jax.jit(model.init)(jax.random.key(0))
-    noise = iter(jax.random.split(jax.random.key(1), 100))
-    params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(noise), x.shape), params)
+    sizes = dict(vocab_size=V, width=16, num_layers=2, num_heads=2, unroll=1)
+    model = xlnet.make(xlnet.Config(**{**sizes, **keys}))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    draw = np.random.default_rng(1).normal  # norms and biases too: zeros and ones hide mistakes
+    params = jax.tree.map(lambda x: jnp.asarray(0.25 * draw(size=x.shape), jnp.float32), shapes)
     return model, params
 
 
@@ -346,17 +349,19 @@ def test_who_may_see_nothing_learns_nothing():
     close(a, b, 1e-6)
 
 
-@pytest.mark.parametrize("changed", [{"unroll": 1, "remat": "full"}, {"remat": "named"}])
+@pytest.mark.parametrize("changed", [{"unroll": 0, "remat": "full"}, {"remat": "named"}])
 def test_running_choices_do_not_change_the_function(changed):
     perm_mask, mapping = permutation(5)
     batch = batch_of(tokens=TOKENS)
     batch |= {"perm_mask": jnp.asarray(perm_mask), "target_mapping": jnp.asarray(mapping)}
-    results = []
-    for keys in ({}, changed):
+
+    def gradients(**keys):
         model, params = make(**keys)
-        loss = jax.jit(jax.value_and_grad(lambda p: jnp.sum(model.apply(p, batch).hidden_BTD ** 2)))
-        results.append(loss(params))
-    jax.tree.map(lambda a, b: close(a, b, 2e-5), results[1], results[0])
+        return jax.jit(
+            jax.value_and_grad(lambda p: jnp.sum(model.apply(p, batch).hidden_BTD ** 2))
+        )(params)
+
+    jax.tree.map(lambda a, b: close(a, b, 2e-5), gradients(**changed), gradients())
 
 
 def test_dropout_only_with_a_key():

@@ -21,6 +21,8 @@ from jaxformer.objectives import (
 from tests.objectives.oracle import D, L, N, T, V, bert, linear, masked_head, randomise
 from tests.objectives.oracle import xlnet as xlnet_tree
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 

@@ -313,4 +313,15 @@ SEQ2SEQ = [
     ),
 ]  # fmt: skip
 
-CASES = [*ENCODERS, *DECODERS, *SEQ2SEQ]
+_XLNET = dict(vocab_size=V, d_model=24, n_layer=3, n_head=4, d_inner=40)
+OTHERS = [
+    case("XLNet", name, "XLNetLMHeadModel", "XLNetConfig", {**_XLNET, **changes},
+         kind="masked", decodes=False, token_types=2)
+    for name, changes in (
+        ("small", {}),
+        ("relu, two layers", dict(ff_activation="relu", n_layer=2)),
+        ("distances clamped, two heads", dict(clamp_len=4, n_head=2, d_head=12)),
+    )
+]  # fmt: skip
+
+CASES = [*ENCODERS, *DECODERS, *SEQ2SEQ, *OTHERS]
