@@ -7,7 +7,15 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxformer.errors import UserError
-from jaxformer.models import decoder, encoder
+from jaxformer.models import (
+    decoder,
+    electra,
+    encoder,
+    encoder_decoder,
+    recurrent,
+    transformer_xl,
+    xlnet,
+)
 from jaxformer.parallel import mesh, rules
 from jaxformer.train import optimizer
 from jaxformer.train import state as states
@@ -30,6 +38,36 @@ def test_every_parameter_has_one_rule(family, keys):
     assert found["layers"]["feed_forward"]["out"].spec == P(None, "tensor", "fsdp")
     assert found["embed"]["tokens"].spec == P("tensor", "fsdp")
     assert found["layers"]["attention_norm"]["scale"].spec == P()
+
+
+OTHERS = [
+    (decoder, {"num_experts": 4, "gated": True, "bias": False, "norm_position": "sandwich"}),
+    (encoder, {"embedding_size": 8, "next_sentence_head": True, "num_tags": 3, "span_head": True}),
+    (encoder_decoder, {"head_bias": True, "positions": "learned", "embed_norm": True}),
+    (encoder_decoder, {"share_embeddings": False, "positions": "t5", "tie_embeddings": False}),
+    (electra, {"embedding_size": 8}), (xlnet, {"num_classes": 3}), (transformer_xl, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("family,keys", OTHERS)
+def test_every_parameter_of_other_families_has_one_rule(family, keys):
+    model = family.make(family.Config(**KEYS, **keys))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    found = rules.shardings(shapes, mesh.make(MESH))
+    split = {rules.path_name(path): sharding.spec
+             for path, sharding in jax.tree_util.tree_leaves_with_path(found)}  # fmt: skip
+    # Whatever it is called, a matrix of a layer is split, and its layer axis is not.
+    for name in split:
+        matrix = name.endswith(("attention/q", "attention/out", "feed_forward/in", "experts/in"))
+        if "layers" in name.split("/") and matrix:
+            assert split[name][0] is None and any(split[name]), name
+
+
+@pytest.mark.parametrize("keys", [{"cell": "lstm"}, {"cell": "gru"}])
+def test_every_parameter_of_a_recurrent_model_has_one_rule(keys):
+    config = recurrent.Config(vocab_size=64, width=16, num_layers=2, **keys)
+    shapes = jax.eval_shape(recurrent.make(config).init, jax.random.key(0))
+    rules.shardings(shapes, mesh.make(MESH))
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "lion", "adafactor"])
