@@ -287,7 +287,9 @@ def _visualize(words: list[str]) -> None:
 
 
 def _convert(words: list[str]) -> None:
-    flags, _ = _parse(words, "--from", "--to", "--checkpoint", "--require_platform")
+    flags, changes = _parse(words, "--from", "--to", "--checkpoint", "--require_platform")
+    if changes:
+        raise UserError(f"convert changes no key; leave out --config.{changes[0]}")
     source = Path(_required(flags, "from", "convert", "DIR --to NEW"))
     target = Path(_required(flags, "to", "convert", "NEW --from DIR"))
     if not (source / "checkpoints").is_dir():

@@ -66,6 +66,7 @@ def test_words_of_the_command(checkpoint, tmp_path, capsys):
         (["--from", str(folder)], "convert needs --to"),
         (["--from", str(folder), "--to", str(folder)], "nothing is overwritten"),
         (["--from", str(folder), "--too", "x"], "did you mean '--to'"),
+        (["--from", str(folder), "--to", "x", "--config.seed=1"], "leave out --config.seed=1"),
         (["--from", str(tmp_path / "no"), "--to", "x"], "no such folder"),
     ):
         assert cli.main(["convert", *words]) == 2
