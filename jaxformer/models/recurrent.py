@@ -107,7 +107,8 @@ def make(config: Config) -> Model:
 
     def encode(params: Params, batch: Batch, cache: dict) -> dict:
         source, state = read(params, batch, None)
-        return {**cache, **state, **source._asdict()}
+        memory = (source.keys_BSA, source.values_BSH)
+        return {**cache, **state, "memory": memory, "source_valid": source.valid_BS}
 
     def apply(
         params: Params,
@@ -125,8 +126,9 @@ def make(config: Config) -> Model:
         def run(params: Params, batch: Batch) -> Output:
             if cache is None:
                 source, state = read(params, batch, keys[0])
-            elif "keys_BSA" in cache:
-                source = Source(*(cache[name] for name in Source._fields))
+            elif "memory" in cache:
+                keys_BSA, values_BSH = cache["memory"]
+                source = Source(keys_BSA, values_BSH, cache["source_valid"])
                 state = {name: cache[name] for name in ("cells", "feed") if name in cache}
             else:
                 raise ValueError("the cache holds no source: call model.encode before model.apply")

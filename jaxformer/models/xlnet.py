@@ -38,7 +38,8 @@ __all__ = ["SIZES", "Config", "empty_memory", "make"]
 class Config(RelativeConfig):
     """XLNet (Yang 2019); see RelativeConfig.
 
-    attention_type: "bi" (a token sees both sides) or "uni" (its past only).
+    attention_type: "bi" (a token sees both sides) or "uni" (its past only; with same_length, itself
+    and memory_length tokens before it).
     num_classes: > 0 adds a classifier of the row; pooling: what it reads, through a tanh layer:
     the "last" real token (where XLNet's <cls> stands), the "first", or the "mean".
     num_tags: > 0 adds a classifier of each token; span_head: one for an answer's start and end.
@@ -148,7 +149,7 @@ def make(config: Config) -> Model:
             ids_BS = jnp.concatenate([memory["segment_ids"], ids_BT], axis=1)
         parts = [] if both_sides else [ops.masks.causal(offset=M)]
         if c.same_length:
-            parts.append(ops.masks.window(c.memory_length - 1, 0, offset=M))
+            parts.append(ops.masks.window(c.memory_length, 0, offset=M))
         if ids_BT is not None:
             parts.append(ops.masks.segments(ids_BT, ids_BS))
         base = functools.reduce(operator.and_, parts) if parts else None
@@ -200,7 +201,7 @@ def make(config: Config) -> Model:
         valid_BS = jax.lax.dynamic_update_slice(cache["valid"], fresh != 0, (0, index))
         mask = ops.masks.causal(offset=index) & ops.masks.explicit(valid_BS[:, None, None, :])
         if c.same_length:
-            mask = mask & ops.masks.window(c.memory_length - 1, 0, offset=index)
+            mask = mask & ops.masks.window(c.memory_length, 0, offset=index)
         types = {}
         if "token_types" in batch:
             write_types = jax.lax.dynamic_update_slice

@@ -23,7 +23,7 @@ VECTORS = (r".*(bias|scale|norm|conv)",)
 # How many axes of a weight, after the layer axis, are its input; the rest are its output. Listed
 # are those that are more than a plain [I, O]. Heads belong together: a projection is one matrix.
 INPUT_AXES: tuple[tuple[str, int, int], ...] = (  # pattern, axes, of them input
-    (r".*attention/(q|k|v)", 3, 1),  # [D, N, H]
+    (r".*attention/(q|k|v|r)", 3, 1),  # [D, N, H]
     (r".*attention/out", 3, 2),  # [N, H, D]
 )
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, ends near [0.7, 1.2]
