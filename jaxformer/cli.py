@@ -207,9 +207,10 @@ def _evaluate(words: list[str]) -> None:
     with jax.set_mesh(run.mesh):
         step = jax.jit(make_eval_step(run.loss_fn, seed=run.experiment.seed))
         means = evaluate_split(run, step, params)
-    info = run.dataset.info
+    info, read = run.dataset.info, run.experiment.data
+    where = read.validation_source or f"validation split of {read.source}"
     print(
-        f"{workdir}: validation split of {run.experiment.data.source}, "
+        f"{workdir}: {where}, "
         f"{info.validation_tokens:,} tokens in {info.validation_documents:,} documents"
     )
     for name, value in means.items():
@@ -222,7 +223,8 @@ def _evaluate(words: list[str]) -> None:
         text_metrics=asked,
     )  # fmt: skip
     for name, value in scores.items():
-        print(f"  {name:<14} {value:.4f}")
+        if name not in means:
+            print(f"  {name:<14} {value:.4f}")
     if flags["out"]:
         with open(flags["out"], "x", encoding="utf-8") as file:
             for given, answer, right in examples:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import jax
 import pytest
 
-from jaxformer import cli
+from jaxformer import cli, interop
+from jaxformer.models import encoder
 from jaxformer.train import records
 from tests.conftest import REPOSITORY
 
@@ -35,7 +37,8 @@ def train(monkeypatch, tmp_path):
 
 
 def test_all_experiments_are_tried_here():
-    assert EXPERIMENTS == ["bert_mlm", "finetune_classify", "gpt2_124m", "gpt_char", "quickstart"]
+    assert EXPERIMENTS == ["bert_mlm", "finetune_classify", "gpt2_124m", "gpt_char", "quickstart",
+                           "sst2"]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -79,3 +82,21 @@ def test_gpt2_124m_dry_run_needs_no_data(capsys):
     assert cli.main(["train", "--config", path, "--dry_run", *less]) == 0
     count = 50304 * 768 + 1024 * 768 + 12 * (12 * 768 * 768 + 2 * 768) + 768
     assert f"{count:,}" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_sst2(train, tmp_path, capsys):
+    """From a published checkpoint (a small one of random weights), on files in SST-2's form."""
+    small = encoder.Config(
+        vocab_size=262, num_layers=2, width=16, num_heads=4, max_length=64, num_token_types=2,
+        pooler=True, masked_head=False,
+    )  # fmt: skip
+    model = encoder.make(small)
+    interop.save_huggingface("published", model, model.init(jax.random.key(0)))
+    for name in ("train", "dev"):
+        lines = [f"{i % 2} a film of {i * i} frames" for i in range(60)]
+        Path(f"sst2.{name}.txt").write_text("\n".join(lines) + "\n")
+    train("sst2", "--config.train.init_from=published", "--config.data.tokenizer=byte")
+    assert "new: classifier/bias, classifier/kernel" in capsys.readouterr().out
+    assert cli.main(["evaluate", "--workdir=runs/sst2"]) == 0
+    assert "f1" in capsys.readouterr().out
