@@ -19,6 +19,10 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("MPLBACKEND", "agg")  # no test opens a window
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network
 
+import gc
+import itertools
+
+import jax
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -31,3 +35,21 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the shared data folder is not here; set JAXFORMER_DATA to its path")
     return folder
+
+
+_finished = itertools.count(1)
+
+
+def pytest_runtest_logfinish(nodeid, location):
+    """Forgets compiled programs before they fill the process's memory map.
+
+    On a CPU each holds three or four of the 65,530 mappings that Linux allows a process; beyond
+    them the next compile is a segmentation fault.
+    """
+    maps = Path("/proc/self/maps")
+    if next(_finished) % 10 == 0 and maps.exists():
+        with maps.open("rb") as lines:
+            count = sum(1 for _ in lines)
+        if count > 20_000:
+            jax.clear_caches()
+            gc.collect()
