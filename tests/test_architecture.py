@@ -165,7 +165,7 @@ def experiment_complaints(name: str, text: str) -> list[str]:
     wanted = {
         "a command": r"jaxformer \w+|launch/\w+\.\w+ \w+",
         "a time": r"\d[\d.,]* ?(s|seconds?|min|minutes?|h|hours?)\b",
-        "a score": r"(loss|accuracy|perplexity)\D{0,40}\d+\.\d|\d ?(%|MiB|GiB|tokens/s)",
+        "a score": r"(loss|accuracy|perplexity|BLEU|F1)\D{0,40}\d+\.\d|\d ?(%|MiB|GiB|tokens/s)",
         "the hardware": r"core|CPU|GPU|TPU|H100|A100",
     }
     complaints = [f"{name}: its docstring lacks {what}" for what, pattern in wanted.items()
