@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxformer import cli
@@ -61,7 +62,10 @@ def run(*words: str) -> int:
         ([*CONFIG, "--config.data.batch_size=6"], "data x fsdp = 8 does not divide"),
         ([*CONFIG, "--config.mesh.data=1", "--config.mesh.tensor=8"], "model.num_heads=4"),
         ([*CONFIG, "--require_platform=tpu"], "JAX runs on cpu"),
-        (["generate"], "generate needs --workdir"),
+        (["generate"], "generate needs --workdir, a run, or --from"),
+        (["embed", "--text", "x", "--out", "LICENSE"], "LICENSE is there already"),
+        (["perplexity", "--text", "LICENSE"], "perplexity needs --workdir, a run, or --from"),
+        (["perplexity", "--text", "LICENSE", "--workdir", "no/run"], "no such folder"),
         (["generate", "--workdir", "no/such/run"], "no such folder"),
         (["evaluate", "--workdir", "tests"], "tests"),
         (["visualize", "los"], "did you mean 'loss'"),
@@ -130,6 +134,14 @@ def test_train_evaluate_generate_visualize(text_file, tmp_path, capsys):
     assert capsys.readouterr().out == once
     assert run("generate", "--workdir", workdir, "--prompt", "line 7", "--prompt", "a") == 0
     assert once.strip() in capsys.readouterr().out  # a batch mate changes nothing
+
+    assert run("perplexity", "--workdir", workdir, "--text", str(text_file)) == 0
+    said = dict(line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    assert abs(float(said["loss"]) - loss) < 0.2 and int(said["tokens"].replace(",", "")) > 10_000
+    vectors = tmp_path / "vectors.npy"
+    words = ["embed", "--workdir", workdir, "--text", str(text_file), "--out", str(vectors)]
+    assert run(*words, "--pooling=last", "--checkpoint=latest") == 0
+    assert np.load(vectors).shape == (400, 32)
 
     for words in (["loss", workdir], ["attention", "--workdir", workdir, "--text", "line 1"]):
         out = tmp_path / f"{words[0]}.png"

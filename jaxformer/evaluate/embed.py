@@ -90,39 +90,48 @@ def embed_file(
 
     Args:
       path: a text file in UTF-8, one text a line.
-      out: the .npy file, float32 [n, D].
+      out: a new .npy file, float32 [n, D].
       options: see `embed_texts`.
 
     Returns:
       (n, D).
 
     Raises:
-      UserError: a file that cannot be read or written or has no lines, and see `embed_texts`.
+      UserError: see `check_files` and `embed_texts`.
     """
     path, out = Path(path), Path(out)
+    check_files(path, out)
     num_lines = sum(1 for _ in _lines(path))
-    if not num_lines:
-        raise UserError(f"{path} has no lines to embed")
     shape = (num_lines, model.config.width)
     unfinished = out.with_name(out.name + ".unfinished")
     try:
-        vectors_nD = np.lib.format.open_memmap(unfinished, "w+", np.float32, shape)
+        with unfinished.open("wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            block: list[str] = []
+            for number, line in enumerate(_lines(path), 1):
+                block.append(line)
+                if len(block) == BLOCK or number == num_lines:
+                    vectors_nD = embed_texts(model, params, tokenizer, block, **options)
+                    file.write(vectors_nD.astype("<f4").tobytes())
+                    block = []
+        os.replace(unfinished, out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror}") from None
-    try:
-        block: list[str] = []
-        for number, line in enumerate(_lines(path), 1):
-            block.append(line)
-            if len(block) == BLOCK or number == num_lines:
-                vectors_nD[number - len(block) : number] = embed_texts(
-                    model, params, tokenizer, block, **options
-                )
-                block = []
-        vectors_nD.flush()
-        os.replace(unfinished, out)
     finally:
         unfinished.unlink(missing_ok=True)
     return shape
+
+
+def check_files(path: str | Path, out: str | Path) -> None:
+    """Raises UserError where `embed_file` could not read `path` or would overwrite `out`."""
+    path, out = Path(path), Path(out)
+    if out.exists():
+        raise UserError(f"{out} is there already; nothing is overwritten: give a new file")
+    if not out.parent.is_dir():
+        raise UserError(f"cannot write {out}: there is no folder {out.parent}")
+    if next(_lines(path), None) is None:
+        raise UserError(f"{path} has no lines to embed")
 
 
 def similarity(

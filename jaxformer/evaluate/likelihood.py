@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -150,6 +151,15 @@ def perplexity(
         "bytes": float(num_bytes),
         "unknown": float(sum(i == tokenizer.unk_id for i in ids)),
     }
+
+
+def read_text(path: str | Path) -> str:
+    """Returns a text file's content, as it is; raises UserError unless it is UTF-8 text."""
+    try:
+        return Path(path).read_bytes().decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"cannot read {path}: {reason}") from None
 
 
 def start_id(tokenizer: Any) -> int:

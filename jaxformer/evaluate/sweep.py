@@ -1,4 +1,40 @@
-"""A sweep over prompts: several templates with several numbers of shots, as a table."""
+"""A sweep over prompts: several templates with several numbers of shots, as a table.
+
+Which prompt makes a published decoder, in the folder "gpt2", tell good films from bad ones?
+
+    from jaxformer import data, interop
+    from jaxformer.evaluate.sweep import choice_accuracy, sweep
+
+    model, params = interop.load_huggingface("gpt2")
+    tokenizer = data.load_tokenizer("gpt2")
+    train = [
+        {"text": "a joy from start to end", "label": 1},
+        {"text": "dull and far too long", "label": 0},
+    ]
+    dev = [
+        {"text": "a fine film", "label": 1},
+        {"text": "two hours of nothing", "label": 0},
+        {"text": "see it twice", "label": 1},
+    ]
+    words = [" terrible", " great"]
+    templates = {
+        "plain": lambda row: f"{row['text']}. It was",
+        "asked": lambda row: f"Review: {row['text']} The film was",
+    }
+    scorer = choice_accuracy(
+        model, params, tokenizer, lambda row: words, lambda row: row["label"], normalise="tokens"
+    )
+    results = sweep(
+        templates, dev, scorer, answer=lambda row: words[row["label"]], demonstrations=train,
+        shots=(0, 2),
+    )
+
+It prints a line for each template and number of shots, the best first:
+
+    template  shots   score  examples
+    asked         2  0.6667         3
+    plain         0  0.3333         3
+"""
 
 from __future__ import annotations
 

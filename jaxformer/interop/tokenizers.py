@@ -26,7 +26,8 @@ def files(directory: Path) -> Iterator[Path]:
 
 
 def check_tokenizer(path: Path, config: Any) -> None:
-    """Raises UserError if a tokenizer.json has ids that the model's embedding has no row for."""
+    """Raises UserError if a tokenizer.json has ids that the model's embedding has no row for, or
+    an id that is two tokens'."""
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         content = json.loads(text)
@@ -44,11 +45,15 @@ def _highest_id(content: dict[str, Any]) -> int:
     if "jaxformer" in content:  # our own, of bytes or characters
         return tokenizers.parse(json.dumps(content), "tokenizer.json").vocab_size - 1
     vocabulary = content.get("model", {}).get("vocab", {})
-    ids = [len(vocabulary) - 1]  # a list of (piece, score), or piece -> id
-    if isinstance(vocabulary, dict):
-        ids = [int(index) for index in vocabulary.values()]
-    ids += [int(token["id"]) for token in content.get("added_tokens") or []]
-    return max(ids, default=-1)
+    if not isinstance(vocabulary, dict):  # a list of (piece, score), or piece -> id
+        vocabulary = {piece[0]: index for index, piece in enumerate(vocabulary)}
+    added = [(token["content"], token["id"]) for token in content.get("added_tokens") or []]
+    owners: dict[int, str] = {}
+    for token, index in [*vocabulary.items(), *added]:
+        owner = owners.setdefault(int(index), token)
+        if owner != token:
+            raise UserError(f"tokenizer.json: {owner!r} and {token!r} both have id {index}")
+    return max(owners, default=-1)
 
 
 def problems(directory: Path, config: Any) -> list[str]:

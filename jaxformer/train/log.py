@@ -71,7 +71,7 @@ class Reporter:
         if validations:
             self.last_validation = _metrics(validations[-1])
         if config is not None:
-            records.write_json(self.workdir / "config.json", config)
+            records.write_json(self.workdir / records.CONFIG, config)
         self._file = (self.workdir / records.METRICS).open("ab")
         self._background = Background(self.workdir / "tensorboard", start_step)
 
@@ -253,10 +253,12 @@ def parameter_table(params: Any, notes: Mapping[str, str] | None = None) -> str:
 
 
 def _draw(workdir: Path, found: list[records.Record], baseline: tuple[str, float] | None) -> Path:
-    from jaxformer.visualize import loss_curves
+    from jaxformer.visualize import loss_curves, loss_label
 
-    resumes = tuple(records.read_resumes(workdir))
-    figure = loss_curves({workdir.name: found}, baseline=baseline, resumes=resumes)
+    resumes, label = records.read_resumes(workdir), loss_label(records.read_config(workdir))
+    figure = loss_curves(
+        {workdir.name: found}, baseline=baseline, resumes=tuple(resumes), ylabel=label
+    )
     path, temporary = workdir / "loss.png", workdir / ".loss.tmp.png"
     figure.savefig(temporary)
     return temporary.replace(path)

@@ -12,6 +12,7 @@ from typing import Any
 Record = dict[str, Any]  # {"step", "split", metrics ..., "wall": {...}}
 
 METRICS, SAMPLES, ENVIRONMENT = "metrics.jsonl", "samples.txt", "environment.json"
+CONFIG = "config.json"
 _SAMPLE = re.compile(r"^=== step (\d+)\b", re.MULTILINE)
 
 
@@ -41,6 +42,11 @@ def read_resumes(workdir: str | Path) -> list[int]:
     """Returns the steps from which the run went on after a stop, ascending."""
     steps = {start["step"] for start in _read_json(Path(workdir) / ENVIRONMENT).get("starts", [])}
     return sorted(steps - {0})
+
+
+def read_config(workdir: str | Path) -> Record:
+    """Returns the config that a run was saved with; {} where there is none."""
+    return _read_json(Path(workdir) / CONFIG)
 
 
 def cut(workdir: Path, step: int) -> list[Record]:

@@ -1,4 +1,4 @@
-"""A trained run without its data: what it writes, and where it looks.
+"""A trained model without its data: what it writes, and where it looks.
 
 L layers, N heads, T tokens of a text.
 """
@@ -7,39 +7,36 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from jaxformer import data, generate
 from jaxformer.errors import UserError
 from jaxformer.models import FAMILIES, Model
-from jaxformer.train.experiment import build
+from jaxformer.train.load import Loaded
 from jaxformer.train.prepare import Prepared
 
 
 class Speaker(NamedTuple):
-    """A model, its tokenizer, and how to draw from it."""
+    """A model, its tokenizer, and how to draw from it; see Loaded."""
 
     model: Model
     tokenizer: data.Tokenizer
     config: generate.Config
     data: data.Config
+    prefix: tuple[int, ...] = ()
+    suppress: tuple[int, ...] = ()
 
     @classmethod
-    def of_run(cls, chosen: ConfigDict, workdir: Path) -> Speaker:
-        """Makes the speaker of a run from its saved config and its tokenizer."""
-        experiment = build(chosen)
+    def of(cls, loaded: Loaded) -> Speaker:
+        """Makes the speaker of a run or of a published folder."""
         return cls(
-            _writer(experiment.family, experiment.model),
-            data.load_tokenizer(workdir),
-            experiment.generate,
-            experiment.data,
-        )
+            _writer(loaded.model.config), loaded.tokenizer, loaded.generate, loaded.data,
+            loaded.prefix, loaded.suppress,
+        )  # fmt: skip
 
     def write(
         self,
@@ -60,6 +57,8 @@ class Speaker(NamedTuple):
             before = self.tokenizer.encode(self.data.source_prefix)
             ids = [[*ends.source_prefix, *before, *text, *ends.source_suffix] for text in ids]
             start_id, end_ids = ends.start, [ends.target_suffix[-1]]
+        else:
+            ids = [[*self.prefix, *text] for text in ids]
         tokens = generate.generate(
             self.model,
             params,
@@ -71,6 +70,7 @@ class Speaker(NamedTuple):
             bos_id=self.tokenizer.bos_id,
             start_id=start_id,
             num_ids=self.tokenizer.vocab_size,
+            suppress_ids=self.suppress,
         )
         return [self.tokenizer.decode(row) for row in tokens]
 
@@ -95,14 +95,15 @@ class Speaker(NamedTuple):
 
 def sample(run: Prepared, params: Any) -> list[tuple[str, str]]:
     """Returns (prompt, continuation) for each prompt of the config; for the log."""
-    model = _writer(run.experiment.family, run.model.config)
+    model = _writer(run.model.config)
     speaker = Speaker(model, run.dataset.tokenizer, run.experiment.generate, run.experiment.data)
     prompts = speaker.config.prompts
     return list(zip(prompts, speaker.write(params, prompts), strict=True))
 
 
-def _writer(family: str, config: Any) -> Model:
+def _writer(config: Any) -> Model:
     """Returns the model; on CPU in float32, for XLA's bf16 matrix times vector is far slower."""
     if jax.default_backend() == "cpu":
         config = dataclasses.replace(config, compute_dtype="float32")
-    return FAMILIES[family].make(config)
+    make = next(family.make for family in FAMILIES.values() if family.Config is type(config))
+    return make(config)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from jaxformer.visualize.attention import attention_maps
-from jaxformer.visualize.loss import loss_curves
+from jaxformer.visualize.loss import loss_curves, loss_label
 
-__all__ = ["attention_maps", "loss_curves"]
+__all__ = ["attention_maps", "loss_curves", "loss_label"]

@@ -15,6 +15,15 @@ from jaxformer.visualize.style import COLOURS, FAINT, INK, figure, plain
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}  # behind words, over grid lines
 
 Records = Sequence[Mapping[str, Any]]
+LABEL = "loss (nats per token)"
+# What the loss of an objective is counted in, where it is no mean over predicted tokens.
+_LABELS = {
+    "classify": "loss (nats per row)",
+    "extractive_qa": "loss (nats per row)",
+    "tag": "loss (nats per tag)",
+    "bert_pretraining": "loss (nats per token + nats per pair)",
+    "replaced_token": "loss (nats per token, weighted sum of both models)",
+}
 
 
 class End(NamedTuple):
@@ -33,7 +42,7 @@ def loss_curves(
     baseline: tuple[str, float] | None = None,
     resumes: Sequence[int] = (),
     metric: str = "loss",
-    ylabel: str = "loss (nats per token)",
+    ylabel: str = LABEL,
     title: str = "",
 ) -> Figure:
     """Returns a figure of the training and validation loss against the step.
@@ -121,6 +130,21 @@ def loss_curves(
     if handles:  # outside, where it can never lie over the data
         fig.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
     return fig
+
+
+def loss_label(*configs: Mapping[str, Any]) -> str:
+    """Returns the loss's name and unit for an axis; only "loss" where runs differ in it.
+
+    Args:
+      configs: of each run, its config as it is saved; an empty one is that of a language model.
+    """
+    labels = set()
+    for config in configs:
+        objective = config.get("objective", {}).get("name", "")
+        numbers = objective == "classify" and config.get("data", {}).get("labels") == "value"
+        label = _LABELS.get(objective, LABEL)
+        labels.add("loss (squared error per row)" if numbers else label)
+    return labels.pop() if len(labels) == 1 else "loss"
 
 
 def running_mean(values: np.ndarray, reach: int) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxformer.visualize import loss_curves
+from jaxformer.visualize import loss_curves, loss_label
 from jaxformer.visualize.loss import running_mean
 
 
@@ -49,6 +49,19 @@ def test_labels_baseline_and_resumes():
     assert "1.625\nbest 1.400\nat 1" in words  # the last value, and the best as it was earlier
     legend = {text.get_text() for text in figure.legends[0].get_texts()}
     assert legend == {"train", "validation", "resumed"}
+
+
+def test_the_unit_is_that_of_the_objective():
+    def of(name, **data):
+        return {"objective": {"name": name}, "data": data}
+
+    assert loss_label({}) == loss_label(of("seq2seq")) == "loss (nats per token)"
+    assert loss_label(of("classify", labels="field")) == "loss (nats per row)"
+    assert loss_label(of("classify", labels="value")) == "loss (squared error per row)"
+    assert loss_label(of("extractive_qa"), of("extractive_qa")) == "loss (nats per row)"
+    assert loss_label(of("classify"), of("causal_lm")) == "loss"
+    figure = loss_curves({"run": records([1.0, 0.5])}, ylabel=loss_label(of("tag")))
+    assert figure.axes[0].get_ylabel() == "loss (nats per tag)"
 
 
 def test_several_runs_are_told_apart():
