@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from jaxformer.interop.bert_layers import (
@@ -38,6 +39,18 @@ def read_config(hf: HF, names: frozenset[str]) -> encoder.Config:
         share_layers=True,
         masked_activation=activation(hf, "hidden_act", "gelu_new"),
     )
+
+
+def reduce(config: encoder.Config) -> encoder.Config:
+    """Returns the config with the heads of one published class; one for a task comes first."""
+    none = dict(num_classes=0, num_tags=0, span_head=False, masked_head=False, pooler=False,
+                next_sentence_head=False)  # fmt: skip
+    for name in ("num_classes", "num_tags", "span_head"):
+        if value := getattr(config, name):
+            return dataclasses.replace(config, **{**none, name: value})
+    both = config.masked_head and config.next_sentence_head
+    pooler = config.pooler and not config.masked_head
+    return dataclasses.replace(config, next_sentence_head=both, pooler=pooler)
 
 
 def write_config(config: encoder.Config) -> dict[str, Any]:
@@ -92,4 +105,5 @@ def table(config: encoder.Config) -> tuple[Rule, ...]:
 FAMILY = Family(
     "albert", encoder.Config, ARCHITECTURES, read_config, write_config, table,
     prefix="albert.", ignored=(r".*position_ids", r".*token_type_ids"),
+    reduce=reduce,
 )  # fmt: skip

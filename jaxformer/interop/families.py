@@ -23,12 +23,16 @@ from jaxformer.interop import (
     modernbert,
     olmo2,
     qwen,
+    recurrent,
     roberta,
     t5,
+    transformer_xl,
     xlnet,
 )  # fmt: skip
 from jaxformer.interop.family import Family
 from jaxformer.modules.config import TransformerConfig
+from jaxformer.modules.recurrent_config import RecurrentConfig
+from jaxformer.modules.relative import RelativeConfig
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -36,13 +40,14 @@ FAMILIES: dict[str, Family] = {
         bert.FAMILY, roberta.FAMILY, albert.FAMILY, distilbert.FAMILY, electra.FAMILY,
         modernbert.FAMILY, gpt1.FAMILY, gpt2.FAMILY, llama.FAMILY, mistral.FAMILY, qwen.QWEN2,
         qwen.QWEN3, gemma.GEMMA2, gemma.GEMMA3, olmo2.FAMILY, mixtral.FAMILY, marian.FAMILY,
-        bart.FAMILY, t5.FAMILY, xlnet.FAMILY,
+        bart.FAMILY, t5.FAMILY, xlnet.FAMILY, transformer_xl.FAMILY, recurrent.FAMILY,
     )
 }  # fmt: skip
 
 # Our keys that say how a model is trained or run, not what it computes.
 RUNNING = ("dropout", "attention_dropout", "compute_dtype", "attention_backend", "unroll", "remat",
-           "init", "init_std", "zero_init_output")  # fmt: skip
+           "init", "init_std", "zero_init_output", "init_range", "forget_bias",
+           "segment_length")  # fmt: skip
 
 
 def of_checkpoint(hf: Mapping[str, Any]) -> Family:
@@ -117,6 +122,19 @@ def _differences(family: Family, config: Any) -> list[str]:
 def _usual(config: Any) -> dict[str, Any]:
     """Returns a config's keys with "the usual value" written out, without RUNNING."""
     keys = {k: v for k, v in dataclasses.asdict(config).items() if k not in RUNNING}
+    if isinstance(config, RelativeConfig):
+        del keys["max_length"]  # no parameter depends on it, and no published key tells it
+        keys |= {"head_dim": config.per_head, "feed_forward": config.feed_forward_width}
+        if "embedding_size" in keys:
+            keys["embedding_size"] = keys["embedding_size"] or config.width
+    if isinstance(config, RecurrentConfig):
+        keys |= {
+            "embedding_size": config.embedding_width,
+            "attention_width": (config.attention == "bahdanau")
+            and (config.attention_width or config.width),
+            "source_vocab_size": (not config.share_embeddings)
+            and (config.source_vocab_size or config.vocab_size),
+        }
     if not isinstance(config, TransformerConfig):
         return keys
     keys |= {"num_kv_heads": config.kv_heads, "head_dim": config.per_head,

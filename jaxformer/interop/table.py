@@ -24,13 +24,17 @@ class Transform(NamedTuple):
 
     name: for messages.
     groups: our slice's number of axes -> for each published axis, our axes that it merges.
+    values: what is published whatever ours are; see `constant`.
     """
 
     name: str
     groups: Callable[[int], tuple[Shape, ...]]
+    values: tuple[float, ...] | None = None
 
     def publish(self, ours: np.ndarray) -> np.ndarray:
         """Returns the view of a slice of ours, contiguous, in the published layout."""
+        if self.values is not None:
+            return np.asarray(self.values).astype(ours.dtype)
         groups = self.groups(ours.ndim)
         merged = tuple(math.prod(ours.shape[axis] for axis in group) for group in groups)
         view = ours.transpose(list(itertools.chain(*groups))).reshape(merged)
@@ -40,6 +44,8 @@ class Transform(NamedTuple):
 
     def shape(self, ours: Shape) -> Shape:
         """Returns the published shape of a slice of our shape."""
+        if self.values is not None:
+            return (len(self.values),)
         return tuple(math.prod(ours[a] for a in group) for group in self.groups(len(ours)))
 
     def window(self, ours: Shape, where: tuple[slice, ...]) -> tuple[int, ...]:
@@ -56,6 +62,35 @@ class Transform(NamedTuple):
             size = math.prod(ours[axis] for axis in rest)
             begin.append(where[first].indices(ours[first])[0] * size)
         return tuple(begin)
+
+    def windows(self, ours: Shape, where: tuple[slice, ...]) -> list[tuple[tuple, Shape]]:
+        """Cuts the part `where` of our slice into pieces that are one window each when published.
+
+        That is the whole part, unless an axis is split that is merged behind another: of gates side
+        by side, [G, H] -> [G * H], a device that holds some units holds a window of every gate.
+
+        Returns:
+          (the piece of the part, where it begins in the published tensor) for each.
+        """
+        bounds = [part.indices(size)[:2] for part, size in zip(where, ours, strict=True)]
+        groups, apart = self.groups(len(ours)), []
+        for group in groups:
+            split = [at for at, axis in enumerate(group) if bounds[axis] != (0, ours[axis])]
+            apart += group[: max(split, default=0)]
+        pieces = []
+        for chosen in itertools.product(*(range(*bounds[axis]) for axis in apart)):
+            starts = [low for low, _ in bounds]
+            piece = [slice(None)] * len(ours)
+            for axis, i in zip(apart, chosen, strict=True):
+                starts[axis], piece[axis] = i, slice(i - bounds[axis][0], i - bounds[axis][0] + 1)
+            begin = []
+            for group in groups:
+                at = 0
+                for axis in group:
+                    at = at * ours[axis] + starts[axis]
+                begin.append(at)
+            pieces.append((tuple(piece), tuple(begin)))
+        return pieces
 
 
 def _range(start: int, stop: int) -> Shape:
@@ -75,6 +110,14 @@ LINEAR_FROM_HEADS = Transform("LINEAR_FROM_HEADS", lambda n: ((n - 1,), _range(0
 # [inputs, outputs], as GPT-2's Conv1D: [D, N, H] -> [D, N*H], and [N, H, D] -> [N*H, D].
 CONV1D = Transform("CONV1D", lambda n: ((0,), _range(1, n)))
 CONV1D_FROM_HEADS = Transform("CONV1D_FROM_HEADS", lambda n: (_range(0, n - 1), (n - 1,)))
+
+
+def constant(values: Iterable[float]) -> Transform:
+    """Says that a tensor holds these numbers in every model: a buffer of the published class.
+
+    Its rule has use="write" and names any parameter, whose type it is written in.
+    """
+    return Transform("constant", lambda n: (), tuple(values))
 
 
 class Part(NamedTuple):
@@ -101,7 +144,8 @@ class Rule(NamedTuple):
     path: our parameter, "layers/attention/q".
     transform: how a slice of ours lies in the published tensor: one of those above, or `part`.
     use: "both"; "read": a second name that is never written, and where both are there must hold the
-      same (a tied head); "write": a copy that is written too, and not read.
+      same (a tied head); "copy": a second name that is written too (one parameter that several
+      modules share); "write": a copy that is written too, and not read.
     layers: the layers that this rule is for (None: all); the others are set to `fill`, which must
       then be given, or have another rule.
     """
@@ -143,7 +187,10 @@ class Slot(NamedTuple):
 
 
 class Published(NamedTuple):
-    """A published tensor: its shape and the slots that make it up; `use` as in Rule."""
+    """A published tensor: its shape and the slots that make it up; `use` as in Rule.
+
+    Of a "copy" it is "both": either name may be missing where weights are read.
+    """
 
     shape: Shape
     slots: tuple[Slot, ...]
@@ -212,7 +259,7 @@ def expand(rules: Iterable[Rule], shapes: Mapping[str, Shape]) -> Table:
     for (name, use), slots in pieces.items():
         if name in published:
             raise ValueError(f"the rules of {name!r} differ in their use")
-        published[name] = _join(name, use, slots)
+        published[name] = _join(name, "both" if use == "copy" else use, slots)
     return Table(published, fills)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from jaxformer.interop.family import (
@@ -9,29 +10,41 @@ from jaxformer.interop.family import (
     Family,
     activation,
     architecture,
+    labels,
+    num_labels,
     published_activation,
     setting,
     sizes,
 )  # fmt: skip
 from jaxformer.interop.table import Rule, Transform, linear, norm
-from jaxformer.models.xlnet import Config
+from jaxformer.models.xlnet import POOLING, Config
 
-ARCHITECTURES = ("XLNetLMHeadModel",)
+ARCHITECTURES = (
+    "XLNetLMHeadModel", "XLNetModel", "XLNetForSequenceClassification",
+    "XLNetForTokenClassification", "XLNetForQuestionAnsweringSimple",
+)  # fmt: skip
 # Ours [N, H, D] -> [D, N, H], attention's output projection; ours [D] -> [1, 1, D].
 OUTPUT = Transform("OUTPUT", lambda n: ((2,), (0,), (1,)))
 MASK = Transform("MASK", lambda n: ((), (), (0,)))
 
 
 def read_config(hf: HF, names: frozenset[str]) -> Config:
-    """Returns our config of a config.json."""
-    architecture(hf, ARCHITECTURES)
+    """Returns our config of a config.json; the heads are those that it names or `names` holds."""
+    kind = architecture(hf, ARCHITECTURES).removeprefix("XLNet")
     setting(hf, "bi_data", False, default=False)
     shape: dict[str, Any] = sizes(
         hf, vocab_size="vocab_size", width="d_model", num_layers="n_layer", num_heads="n_head",
         feed_forward="d_inner",
     )  # fmt: skip
+    classes = kind == "ForSequenceClassification" or "logits_proj.weight" in names
+    tags = kind == "ForTokenClassification" or "classifier.weight" in names
     return Config(
         **shape,
+        masked_head=kind == "LMHeadModel" or "lm_loss.bias" in names,
+        num_classes=num_labels(hf) if classes else 0,
+        pooling=_pooling(hf) if classes else "last",
+        num_tags=num_labels(hf) if tags else 0,
+        span_head=kind == "ForQuestionAnsweringSimple" or "qa_outputs.weight" in names,
         attention_type=setting(hf, "attn_type", "bi", "uni", default="bi"),
         memory_length=setting(hf, "mem_len", default=0),
         same_length=bool(setting(hf, "same_length", default=False)),
@@ -45,10 +58,41 @@ def read_config(hf: HF, names: frozenset[str]) -> Config:
     )
 
 
+def _pooling(hf: HF) -> str:
+    """Returns which token a classifier reads, always through a tanh layer."""
+    for key, value in {"summary_use_proj": True, "summary_activation": "tanh"}.items():
+        setting({key: value, **hf}, key, value)  # null there is not the default: it is none
+    setting(hf, "summary_proj_to_labels", False, default=False)
+    return setting(hf, "summary_type", *POOLING, default="last")
+
+
+def _architecture(config: Config) -> str:
+    """Returns the published class that has this config's heads; one for a task comes first."""
+    if config.num_classes:
+        return "XLNetForSequenceClassification"
+    if config.num_tags:
+        return "XLNetForTokenClassification"
+    if config.span_head:
+        return "XLNetForQuestionAnsweringSimple"
+    return "XLNetLMHeadModel" if config.masked_head else "XLNetModel"
+
+
+def reduce(config: Config) -> Config:
+    """Returns the config with the heads of one published class."""
+    kind = _architecture(config)
+    return dataclasses.replace(
+        config,
+        masked_head=kind == "XLNetLMHeadModel",
+        num_tags=config.num_tags if kind == "XLNetForTokenClassification" else 0,
+        span_head=kind == "XLNetForQuestionAnsweringSimple",
+        pooling=config.pooling if config.num_classes else "last",
+    )
+
+
 def write_config(config: Config) -> dict[str, Any]:
     """Returns the config.json of our config."""
-    return {
-        "architectures": [ARCHITECTURES[0]],
+    keys = {
+        "architectures": [_architecture(config)],
         "model_type": "xlnet",
         "vocab_size": config.vocab_size,
         "d_model": config.width,
@@ -67,15 +111,21 @@ def write_config(config: Config) -> dict[str, Any]:
         "initializer_range": config.init_std,
         "pad_token_id": 5 if config.vocab_size > 5 else 0,
     }
+    if config.num_classes:
+        keys["summary_type"] = config.pooling
+    if config.num_classes or config.num_tags:
+        keys |= labels(config.num_classes or config.num_tags)
+    return keys
 
 
 def table(config: Config) -> tuple[Rule, ...]:
-    """Returns the rules of all parameters."""
-    at, attention = "transformer.layer.{layer}.", "layers/attention/"
+    """Returns the rules of all parameters; XLNetModel alone has names without "transformer."."""
+    base = "" if _architecture(config) == "XLNetModel" else "transformer."
+    at, attention = base + "layer.{layer}.", "layers/attention/"
     feed = "layers/feed_forward/"
     rules = [
-        Rule("transformer.word_embedding.weight", "embed/tokens"),
-        Rule("transformer.mask_emb", "embed/mask", MASK),
+        Rule(f"{base}word_embedding.weight", "embed/tokens"),
+        Rule(f"{base}mask_emb", "embed/mask", MASK),
         Rule(at + "rel_attn.o", attention + "out", OUTPUT),
         Rule(at + "rel_attn.seg_embed", attention + "segment_bias"),
         *norm(at + "rel_attn.layer_norm", "layers/attention_norm"),
@@ -85,6 +135,16 @@ def table(config: Config) -> tuple[Rule, ...]:
     ]
     for name in ("q", "k", "v", "r", "r_w_bias", "r_r_bias", "r_s_bias"):
         rules.append(Rule(f"{at}rel_attn.{name}", attention + name))
+    for name, path, present in (
+        ("sequence_summary.summary", "pooler", config.num_classes),
+        ("logits_proj", "classifier", config.num_classes),
+        ("classifier", "tagger", config.num_tags),
+        ("qa_outputs", "span", config.span_head),
+    ):
+        if present:
+            rules += linear(name, f"{path}/kernel", f"{path}/bias")
+    if not config.masked_head:
+        return tuple(rules)
     rules.append(Rule("lm_loss.bias", "head/bias"))
     if config.tie_embeddings:
         rules.append(Rule("lm_loss.weight", "embed/tokens", use="read"))
@@ -95,5 +155,5 @@ def table(config: Config) -> tuple[Rule, ...]:
 
 FAMILY = Family(
     "xlnet", Config, ARCHITECTURES, read_config, write_config, table,
-    prefix="transformer.",
+    prefix="transformer.", reduce=reduce,
 )  # fmt: skip

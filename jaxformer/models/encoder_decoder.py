@@ -195,8 +195,9 @@ def make(config: Config) -> Model:
         fresh = jnp.ones_like(tokens_BT) if segment_ids is None else segment_ids
         valid_BS = jax.lax.dynamic_update_slice(cache["valid"], fresh != 0, (0, index))
         mask = ops.masks.causal(offset=index) & ops.masks.explicit(valid_BS[:, None, None, :])
-        if "positions" not in batch:
-            positions_BT = positions_BT + index
+        if "positions" not in batch:  # after the tokens that a row has, not after its padding
+            seen_B1 = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32)
+            positions_BT = positions_BT + seen_B1
         out = run(
             "decoder", params, tokens_BT, positions_BT, keys[2:], mask=mask, cache=cache,
             index=index, source_mask=ops.masks.explicit(cache["source_valid"][:, None, None, :]),

@@ -127,13 +127,15 @@ def positions_of(batch: Batch) -> jax.Array:
 def count_positions(tokens_BT: jax.Array, segment_ids_BT: jax.Array | None) -> jax.Array:
     """Returns 0, 1, 2, ... [1, T], or [B, T] from each segment's first token on.
 
-    So padding on the left changes nothing.
+    So padding on the left changes nothing. It stands at 0 itself: there may be more of it than a
+    table of positions has rows, and the NaN of a row beyond would reach those who do not look.
     """
     index_1T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None]
     if segment_ids_BT is None:
         return index_1T
     begins_BT = segment_ids_BT != jnp.pad(segment_ids_BT, ((0, 0), (1, 0)))[:, :-1]
-    return index_1T - jax.lax.cummax(jnp.where(begins_BT, index_1T, 0), axis=1)
+    first_BT = jax.lax.cummax(jnp.where(begins_BT, index_1T, 0), axis=1)
+    return jnp.where(segment_ids_BT == 0, 0, index_1T - first_BT)
 
 
 def count_parameters(params: Params) -> int:

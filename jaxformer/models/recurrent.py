@@ -58,7 +58,7 @@ def make(config: Config) -> Model:
     def init(key: jax.Array) -> Params:
         keys = jax.random.split(key, 6)
         tokens = jnp.zeros((1, 2), jnp.int32)
-        x_BTE, valid = jnp.zeros((1, 2, E)), jnp.ones((1, 2), bool)
+        x_BTE, valid = jnp.zeros((1, 2, E), dtype), jnp.ones((1, 2), bool)
         params = {
             "embed": embed.init(keys[0], tokens, dtype)["params"],
             "encoder": encoder.init(keys[1], x_BTE, valid)["params"],

@@ -150,7 +150,15 @@ def make(config: Config) -> Model:
     def run_segments(params, tokens_BT, ids_BT, key, return_inputs: bool):
         """Reads a text longer than a segment; returns (hidden_BTD, inputs_LBTD or None)."""
         (B, T), s = tokens_BT.shape, c.segment_length
-        ids_BT = jnp.ones_like(tokens_BT) if ids_BT is None else ids_BT
+        back_BT = None
+        if ids_BT is None:
+            ids_BT = jnp.ones_like(tokens_BT)
+        else:
+            # A row's first segment begins at its first real token: padding before it goes behind
+            # it, or it would move the borders.
+            first_B1 = jnp.argmax(ids_BT != 0, axis=1)[:, None]
+            front_BT, back_BT = (jnp.arange(T) + first_B1) % T, (jnp.arange(T) - first_B1) % T
+            tokens_BT, ids_BT = (jnp.take_along_axis(x, front_BT, 1) for x in (tokens_BT, ids_BT))
         whole = T // s * s
 
         def cut(x_BT: jax.Array) -> jax.Array:
@@ -173,7 +181,13 @@ def make(config: Config) -> Model:
             _, (rest, more) = one(memory, (tokens_BT[:, whole:], ids_BT[:, whole:], whole // s))
             parts.append(rest)
             inputs = jnp.concatenate([inputs, more], axis=2) if return_inputs else None
-        return jnp.concatenate(parts, axis=1), inputs
+        hidden = jnp.concatenate(parts, axis=1)
+        if back_BT is None:
+            return hidden, inputs
+        hidden = jnp.take_along_axis(hidden, back_BT[..., None], axis=1)
+        if return_inputs:
+            inputs = jnp.take_along_axis(inputs, back_BT[None, ..., None], axis=2)
+        return hidden, inputs
 
     def decode(params, tokens_BT, ids_BT, cache, key, **asked) -> tuple[Ran, dict]:
         """Writes on: the cache has keys and values."""

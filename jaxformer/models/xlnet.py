@@ -40,6 +40,7 @@ class Config(RelativeConfig):
 
     attention_type: "bi" (a token sees both sides) or "uni" (its past only; with same_length, itself
     and memory_length tokens before it).
+    masked_head: has the head that predicts hidden tokens.
     num_classes: > 0 adds a classifier of the row; pooling: what it reads, through a tanh layer:
     the "last" real token (where XLNet's <cls> stands), the "first", or the "mean".
     num_tags: > 0 adds a classifier of each token; span_head: one for an answer's start and end.
@@ -48,6 +49,7 @@ class Config(RelativeConfig):
     norm_epsilon: float = 1e-12
     activation: str = "gelu"
     attention_type: str = "bi"
+    masked_head: bool = True
     num_classes: int = 0
     pooling: str = "last"
     num_tags: int = 0
@@ -83,12 +85,14 @@ class Ends(nn.Module):
 
     @nn.compact
     def __call__(self) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """Returns ({"tokens" [V, D], "mask" [D]}, {"bias" [V], perhaps "table" [V, D]})."""
+        """Returns ({"tokens" [V, D], "mask" [D]}, {"bias" [V], perhaps "table" [V, D]} or {})."""
         c, start = self.config, nn.initializers.normal(self.config.init_std)
         embed = {
             "tokens": self.param("tokens", start, (c.vocab_size, c.width)),
             "mask": self.param("mask", start, (c.width,)),
         }
+        if not c.masked_head:
+            return embed, {}
         head = {"bias": self.param("bias", nn.initializers.zeros, (c.vocab_size,))}
         if not c.tie_embeddings:
             head["table"] = self.param("table", start, (c.vocab_size, c.width))
@@ -118,7 +122,8 @@ def make(config: Config) -> Model:
         keys = jax.random.split(key, 4)
         reach = Reach(distance_waves(1, -1, c.width), 1, 0, None)
         embed, head = Ends(c).init_with_output(keys[0])[0]
-        params = {"embed": embed, "layers": init_stack(block, keys[1], reach), "head": head}
+        params = {"embed": embed, "layers": init_stack(block, keys[1], reach)}
+        params |= {"head": head} if head else {}
         x_BD = jnp.zeros((1, c.width))
         if c.num_classes:
             params["pooler"] = pooler.init(keys[2], x_BD)["params"]
@@ -247,6 +252,10 @@ def make(config: Config) -> Model:
         return (apply if "target_mapping" in batch else single)(params, batch, **asked)
 
     def unembed(params: Params, hidden: jax.Array):
+        if "head" not in params:
+            raise UserError(
+                "this XLNet has no head for hidden tokens; train one with model.masked_head=True"
+            )
         head = params["head"]
         return hidden, head.get("table", params["embed"]["tokens"]), head["bias"]
 

@@ -170,15 +170,17 @@ def relative_attention(
     Raises:
       ValueError: shapes that do not fit, as in `attention`.
     """
-    (B, T, N, H), S, R = q_BTNH.shape, k_BSNH.shape[1], waves_RD.shape[0]
+    (B, T, N, H), S, (R, D) = q_BTNH.shape, k_BSNH.shape[1], waves_RD.shape
     scale, dtype = 1.0 / math.sqrt(H), q_BTNH.dtype
     far_BTNH = (q_BTNH + distance_bias_NH.astype(dtype)) * jnp.asarray(scale, dtype)
     # Either all distances meet the weights, or all queries: in decoding they are far fewer.
-    if B * T * N * (H + R) < R * (N * H + B * T * H):
+    if B * T * D * (H + R) < R * H * (D + B * T):
         far_BTNH = einsum("BTNH,DNH->BTND", far_BTNH, w_distance_DNH)
         r = waves_RD.astype(dtype)
     else:
-        r = einsum("RD,DNH->RNH", waves_RD.astype(dtype), w_distance_DNH)
+        # As matrices: XLA's CPU lacks the backward dot of "RD,DNH->RNH" in bf16.
+        w_distance_DX = w_distance_DNH.reshape(D, N * H)
+        r = einsum("RD,DX->RX", waves_RD.astype(dtype), w_distance_DX).reshape(R, N, H)
     # Blocks of keys and queries are whole in the chunked backend.
     T_whole = T if T <= QUERY_CHUNK else -(-T // QUERY_CHUNK) * QUERY_CHUNK
     S_whole = S if S <= KEY_CHUNK else -(-S // KEY_CHUNK) * KEY_CHUNK
@@ -200,5 +202,7 @@ def relative_attention(
 
 def _dot(q_BtNH: jax.Array, r: jax.Array) -> jax.Array:
     """Returns float32 [B, N, t, r] of distances' vectors [r, N, H], or [r, D] for all heads."""
-    spec = "BtNH,rNH->BNtr" if r.ndim == 3 else "BtND,rD->BNtr"
-    return einsum(spec, q_BtNH, r, out_dtype=jnp.float32)
+    if r.ndim == 3:
+        return einsum("BtNH,rNH->BNtr", q_BtNH, r, out_dtype=jnp.float32)
+    # Turned afterwards: XLA's CPU lacks the backward dot of "BtND,rD->BNtr" in bf16.
+    return einsum("BtND,rD->BtNr", q_BtNH, r, out_dtype=jnp.float32).swapaxes(1, 2)

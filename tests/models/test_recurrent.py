@@ -303,6 +303,42 @@ def test_it_learns_to_turn_a_text_around():
     assert float(value) < 0.5
 
 
+@pytest.mark.parametrize("name", ["lstm luong", "gru bahdanau", "lstm luong, all at once"])
+def test_bfloat16_begins_learns_and_decodes(name):
+    """From `init` on: parameters and gradients in float32, and the cache keeps its dtypes."""
+    config = recurrent.Config(
+        **{"vocab_size": V, "compute_dtype": "bfloat16", "init_range": 0.5, **CASES[name]}
+    )
+    model = recurrent.make(config)
+    params = jax.jit(model.init)(jax.random.key(0))
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+    whole = recurrent.make(dataclasses.replace(config, compute_dtype="float32"))
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, params, whole.init(jax.random.key(0))))
+    batch = batch_of(source_segment_ids=np.arange(S) < LENGTHS)
+
+    @jax.jit
+    def loss(params):
+        hidden = model.apply(params, batch).hidden_BTD
+        total, count = ops.cross_entropy(model.logits(params, hidden), batch["tokens"])
+        return total / count, hidden
+
+    gradients, hidden = jax.grad(loss, has_aux=True)(params)
+    assert hidden.dtype == jnp.bfloat16
+    for leaf in jax.tree.leaves(gradients):
+        assert leaf.dtype == jnp.float32 and jnp.isfinite(leaf).all() and jnp.abs(leaf).max() > 0
+    close(hidden.astype(jnp.float32), jitted(whole)(params, batch).hidden_BTD, 0.05)
+
+    started = model.encode(params, batch, model.init_cache(B, T))
+    apply, cache, parts = jitted(model), started, []
+    for t in range(T):
+        out = apply(params, {"tokens": batch["tokens"][:, t : t + 1]}, cache)
+        cache = out.cache
+        parts.append(out.hidden_BTD)
+    close(jnp.concatenate(parts, axis=1).astype(jnp.float32), hidden.astype(jnp.float32), 0.02)
+    shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (started, cache))
+    assert shapes[0] == shapes[1]  # or no loop could carry it
+
+
 def test_it_begins_as_documented():
     config = recurrent.Config(vocab_size=V, width=16, num_layers=1, bidirectional=False)
     params = jax.jit(recurrent.make(config).init)(jax.random.key(0))

@@ -1,32 +1,26 @@
-"""One row of the ledger: a published model with random weights, and what ours must equal.
-
-B batch, T time, S source time, V vocabulary.
-"""
+"""One row of the ledger: a published model with random weights, and what ours must equal."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxformer import interop
-from jaxformer.generate import Config as GenerateConfig
-from jaxformer.generate import generate
-from jaxformer.models import electra
+from jaxformer.errors import UserError
+from tests.parity import asking, decoding
 
 LOGITS, GRADIENTS = 2e-5, 1e-4  # bounds on max |difference| / max |value|
 LENGTHS = (1, 7, 12)  # of a batch's rows: the longest is T
-NEW_TOKENS = 10
-PER_TOKEN = ("causal", "masked", "replaced")  # kinds whose logits belong to tokens of the batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +29,15 @@ class Case:
 
     family: what the ledger calls it. name: what is special about this configuration.
     make: () -> a transformers model with random weights (every parameter random: zeros and ones
-    hide mistakes). kind: "masked" or "causal" (tokens in, logits of each out), "seq2seq", or
-    "pooled" (logits of a row). Extra inputs for the published model, beside tokens and mask, come
-    from `inputs`; `ours` makes the same of our batch. quirk: what the oracle does otherwise than
-    its paper, for the table.
+    hide mistakes). kind: what is compared, see `asking`: of each token "causal", "masked",
+    "replaced", "tagger" or "span"; of a row "pooled"; of both "pretraining"; of a target "seq2seq";
+    of a second stream "streams". quirk: what the oracle does otherwise than its paper, for the
+    table. decodes: whether it writes text; writes: of what, by its own `generate`, a "batch" of
+    prompts padded on the left or "rows" alone; or, where that is wrong, "by hand". following: its
+    logits without a cache, see decoding.by_forward; None: they are not compared with those by
+    cache, which those of "seq2seq" always are. apart: the oracle is asked row by row, without
+    padding, which it does not stand. changes: keys of our Config other than config.json says, where
+    `make` changed the oracle likewise: no class computes such a model, and writing it must fail.
     """
 
     family: str
@@ -50,7 +49,12 @@ class Case:
     token_types: int = 0
     pad_id: int = 0
     eos_id: int = -1
-    left_padding: bool = True  # whether the oracle can be asked with padding on the left
+    left_padding: bool = True  # whether our rows are asked with padding on the left too
+    lengths: tuple[int, ...] = LENGTHS
+    apart: bool = False
+    writes: str = "batch"
+    following: Callable[[Any, list[int], int], Any] | None = None
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def id(self) -> str:
@@ -66,8 +70,9 @@ class Row:
     left: float | None  # the same rows padded on the left
     alone: float  # ours: each row alone against the row among others
     gradients: float
-    back: float  # logits of the exported weights in the published class
+    back: float | None  # logits of the exported weights in the published class, if there is one
     decoded: str  # tokens decoded by cache that equal the oracle's, of all; "" if it cannot
+    cached: float | None = None  # logits of a text fed token by token, by cache
 
     def complaints(self) -> list[str]:
         """What exceeds its bound."""
@@ -78,7 +83,8 @@ class Row:
                 ("left padding", self.left or 0.0, LOGITS),
                 ("alone", self.alone, LOGITS),
                 ("gradients", self.gradients, GRADIENTS),
-                ("exported", self.back, LOGITS),
+                ("exported", self.back or 0.0, LOGITS),
+                ("by cache", self.cached or 0.0, LOGITS),
             )
             if not value <= bound
         ]
@@ -127,153 +133,103 @@ def save_published(model: Any, folder: Path) -> Path:
     return folder
 
 
-def batch_of(case: Case, vocab_size: int, *, left: bool = False, seed: int = 0) -> dict[str, Any]:
-    """Returns rows of several lengths, as numpy arrays: tokens, mask and, if any, token types."""
-    T = max(LENGTHS)
-    tokens = np.full((len(LENGTHS), T), case.pad_id)
-    mask = np.zeros((len(LENGTHS), T), np.int32)
-    types = np.zeros((len(LENGTHS), T), np.int32)
-    for row, length in enumerate(LENGTHS):
-        where = slice(T - length, T) if left else slice(0, length)
-        rng = np.random.default_rng([seed, row])
-        tokens[row, where], mask[row, where] = rng.integers(3, vocab_size, length), 1
-        types[row, where] = rng.integers(0, max(case.token_types, 1), length)
-    return {"tokens": tokens.astype(np.int32), "mask": mask, "types": types}
-
-
-def ask_theirs(case: Case, model: Any, given: dict[str, Any]) -> Any:
-    """Returns the published model's logits, a torch tensor that remembers its gradient."""
-    import torch
-
-    mask = torch.tensor(given["mask"])
-    asked: dict[str, Any] = {"attention_mask": mask}
-    tokens = torch.tensor(given["tokens"]).long()
-    if case.token_types:
-        asked["token_type_ids"] = torch.tensor(given["types"]).long()
-    if case.kind == "seq2seq":
-        target = torch.tensor(given["target"]).long()
-        return model(input_ids=tokens, decoder_input_ids=target, **asked).logits
-    if case.kind == "causal" and "position_ids" in given:
-        asked["position_ids"] = torch.tensor(given["position_ids"])
-    return model(input_ids=tokens, **asked).logits
-
-
-def our_batch(case: Case, given: dict[str, Any]) -> dict[str, jax.Array]:
-    tokens, mask = jnp.asarray(given["tokens"]), jnp.asarray(given["mask"])
-    if case.kind == "seq2seq":
-        target = jnp.asarray(given["target"], jnp.int32)
-        return {"source": tokens, "source_segment_ids": mask, "tokens": target}
-    batch = {"tokens": tokens, "segment_ids": mask}
-    if case.token_types:
-        batch["token_types"] = jnp.asarray(given["types"])
-    return batch
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def ask_ours(case: Case, model: Any, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    """Returns our logits: [B, T, V], or [B, C] of a pooled kind."""
-    hidden = model.apply(params, batch).hidden_BTD
-    if case.kind == "pooled":
-        return model.classify(params, hidden, batch)
-    if case.kind == "replaced":
-        return electra.discriminate(params, hidden, model.config.activation)
-    return model.logits(params, hidden)
-
-
-def real(case: Case, given: dict[str, Any], logits: Any) -> Any:
-    """Returns the logits that mean something: those of real tokens, or of all rows."""
-    if case.kind in PER_TOKEN:
-        return logits[given["mask"] > 0]
-    return logits
-
-
 def measure(case: Case, folder: Path) -> Row:
     """Runs one case; `folder` is empty."""
+    theirs = case.make()
+    plain, params = interop.load_huggingface(save_published(theirs, folder / "published"))
+    model = plain
+    if case.changes:
+        model, _ = interop.load_huggingface(folder / "published", **case.changes)
+    given = asking.question(case, model.config.vocab_size)
+    expected = asking.ask_theirs(case, theirs, given)
+    known = {name: array(x) for name, x in asking.real(given, expected).items()}
+
+    def difference(given: dict[str, Any]) -> float:
+        return worst(asking.real(given, asking.ask_ours(case, model, params, given)), known)
+
+    logits, left, alone = difference(given), None, 0.0
+    if case.left_padding:  # what stands beside a row, and where, must not matter
+        left = difference(asking.question(case, model.config.vocab_size, left=True))
+    for row, length in enumerate(case.lengths[:-1]):
+        ours = asking.ask_ours(case, model, params, asking.row_alone(given, row))
+        whole = {name: array(x[row : row + 1]) for name, x in expected.items()}
+        if "tokens" in whole:
+            whole["tokens"] = whole["tokens"][:, :length]
+        alone = max(alone, worst(ours, whole))
+    gradients = _gradients(case, theirs, model, plain, params, given, expected, folder / "slopes")
+    back = _exported(case, theirs, model, params, given, known, folder / "ours")
+    decoded, cached = "", None
+    if case.decodes:
+        with quiet():
+            decoded = decoding.greedy(case, theirs, model, params)
+        if case.following is not None or case.kind == "seq2seq":
+            cached = relative(*decoding.by_cache(case, theirs, model, params))
+    return Row(case, logits, left, alone, gradients, back, decoded, cached)
+
+
+def worst(ours: asking.Answer, theirs: asking.Answer) -> float:
+    """Returns the largest relative difference of an answer's parts."""
+    assert set(ours) == set(theirs)
+    return max(relative(ours[name], theirs[name]) for name in theirs)
+
+
+def _exported(case, theirs, model, params, given, known, folder: Path) -> float | None:
+    """Returns how far our weights are in the published class; None if there is no such class."""
     import torch
 
-    theirs = case.make()
-    model, params = interop.load_huggingface(save_published(theirs, folder / "published"))
-    given = batch_of(case, model.config.vocab_size)
-    if case.kind == "seq2seq":
-        given["target"] = np.random.default_rng(9).integers(3, model.config.vocab_size, (3, 9))
-    expected = ask_theirs(case, theirs, given)
-    logits = relative(
-        real(case, given, ask_ours(case, model, params, our_batch(case, given))),
-        array(real(case, given, expected)),
-    )
-
-    left = None
-    if case.left_padding:
-        shifted = batch_of(case, model.config.vocab_size, left=True)
-        if case.kind == "seq2seq":
-            shifted["target"] = given["target"]
-        ours = ask_ours(case, model, params, our_batch(case, shifted))
-        # Our own rows, padded on the other side: what stands beside a row must not matter.
-        left = relative(real(case, shifted, ours), array(real(case, given, expected)))
-
-    alone = 0.0
-    for row, length in enumerate(LENGTHS[:-1]):
-        one = {name: x[row : row + 1] for name, x in given.items()}
-        for name in ("tokens", "mask", "types"):
-            one[name] = one[name][:, :length]
-        ours = ask_ours(case, model, params, our_batch(case, one))
-        whole = array(expected)[row : row + 1]
-        if case.kind in PER_TOKEN:
-            whole = whole[:, :length]
-        alone = max(alone, relative(ours, whole))
-
-    gradients = _gradients(case, theirs, model, params, given, expected, folder / "gradients")
-
-    exported = folder / "ours"
+    if case.changes:
+        with pytest.raises(UserError, match="|".join(case.changes)):
+            interop.save_huggingface(folder, model, params)
+        return None
     model_type = theirs.config.model_type
-    interop.save_huggingface(exported, model, params, model_type=model_type, say=print)
+    interop.save_huggingface(folder, model, params, model_type=model_type, say=print)
     with quiet():
-        again, info = type(theirs).from_pretrained(exported, output_loading_info=True)
+        again, info = type(theirs).from_pretrained(folder, output_loading_info=True)
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         assert not info[problem], f"{case.id}: {problem}: {info[problem]}"
     with torch.no_grad():
-        back = relative(
-            array(real(case, given, ask_theirs(case, again.eval(), given))),
-            array(real(case, given, expected)),
-        )
-    decoded = _decode(case, theirs, model, params) if case.decodes else ""
-    return Row(case, logits, left, alone, gradients, back, decoded)
+        answer = asking.real(given, asking.ask_theirs(case, again.eval(), given))
+    return worst({name: array(x) for name, x in answer.items()}, known)
 
 
-def _gradients(case, theirs, model, params, given, expected, folder: Path) -> float:
+def _gradients(case, theirs, model, plain, params, given, expected, folder: Path) -> float:
     """The largest relative difference of a parameter's gradient, under the published names."""
     import torch
     from safetensors.numpy import load_file
 
-    weights = np.random.default_rng(5).normal(size=tuple(expected.shape)).astype(np.float32)
-    if case.kind in PER_TOKEN:
-        weights = weights * given["mask"].reshape(3, -1, *[1] * (weights.ndim - 2))
+    draw = np.random.default_rng(5).normal
+    weights = {name: draw(size=tuple(x.shape)).astype(np.float32) for name, x in expected.items()}
+    if "tokens" in weights:
+        mask = given["mask"].reshape(*given["mask"].shape, *[1] * (weights["tokens"].ndim - 2))
+        weights["tokens"] *= mask
     # A random direction, so that no parameter's gradient vanishes by a symmetry of the loss.
     theirs.zero_grad()
-    torch.sum(torch.tanh(expected) * torch.tensor(weights)).backward()
-    batch = our_batch(case, given)
+    sum(
+        torch.sum(torch.tanh(x) * torch.tensor(weights[name])) for name, x in expected.items()
+    ).backward()
 
     def loss(params):
-        return jnp.sum(jnp.tanh(ask_ours(case, model, params, batch)) * weights)
+        answer = asking.ask_ours(case, model, params, given)
+        return sum(jnp.sum(jnp.tanh(x) * weights[name]) for name, x in answer.items())
 
     # Written like weights: a table's transforms are linear.
     gradients = jax.jit(jax.grad(loss))(params)
-    interop.save_huggingface(folder, model, gradients, model_type=theirs.config.model_type)
+    interop.save_huggingface(folder, plain, gradients, model_type=theirs.config.model_type)
     ours = _joined_experts(load_file(folder / "model.safetensors"))
     published = dict(theirs.named_parameters())
     scale = max(float(p.grad.abs().max()) for p in published.values() if p.grad is not None)
-    worst = 0.0
+    largest = 0.0
     for name, gradient in ours.items():
         if name not in published or published[name].grad is None:
             continue  # a tied weight stands under one of its names
         theirs_grad = array(published[name].grad)
         size = max(np.abs(theirs_grad).max(), 1e-3 * scale)
-        worst = max(worst, float(np.abs(np.asarray(gradient) - theirs_grad).max() / size))
+        largest = max(largest, float(np.abs(np.asarray(gradient) - theirs_grad).max() / size))
     compared = set(ours) & {name for name, p in published.items() if p.grad is not None}
     assert len(compared) >= 0.9 * sum(p.grad is not None for p in published.values()), (
         f"{case.id}: too few gradients compared: {sorted(set(published) - compared)[:5]}"
     )
-    return worst
+    return largest
 
 
 def _joined_experts(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -295,29 +251,3 @@ def _joined_experts(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
             found[f"{at}.mlp.experts.gate_up_proj"] = np.concatenate([gate, up], axis=1)
             found[f"{at}.mlp.experts.down_proj"] = down
     return found
-
-
-def _decode(case: Case, theirs: Any, model: Any, params: Any) -> str:
-    """Greedy tokens by cache, prompts of several lengths in one batch."""
-    import torch
-
-    given = batch_of(case, model.config.vocab_size, left=case.kind == "causal", seed=3)
-    with quiet(), torch.no_grad():
-        out = theirs.generate(
-            torch.tensor(given["tokens"]).long(), attention_mask=torch.tensor(given["mask"]),
-            max_new_tokens=NEW_TOKENS, do_sample=False, num_beams=1,
-            **({"pad_token_id": case.pad_id} if case.pad_id >= 0 else {}),
-        ).numpy()  # fmt: skip
-    start = 1 if case.kind == "seq2seq" else given["tokens"].shape[1]
-    prompts = [row[m > 0].tolist() for row, m in zip(given["tokens"], given["mask"], strict=True)]
-    settings = GenerateConfig(max_new_tokens=NEW_TOKENS, temperature=0.0)
-    eos = [case.eos_id] if case.eos_id >= 0 else []
-    ours = generate(model, params, prompts, settings, eos_ids=eos)
-    same = total = 0
-    for row, ids in enumerate(ours):
-        expected = out[row, start:].tolist()
-        if case.eos_id in expected:
-            expected = expected[: expected.index(case.eos_id)]
-        total += max(len(expected), len(ids))
-        same += sum(a == b for a, b in zip(ids, expected, strict=False))
-    return f"{same}/{total}"

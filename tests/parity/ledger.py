@@ -10,7 +10,7 @@ from tests.parity.case import GRADIENTS, LOGITS, Row, measure
 from tests.parity.families import CASES
 
 HEADER = ("family", "configuration", "logits", "left-padded", "alone", "gradients", "exported",
-          "decoded", "oracle's quirk")  # fmt: skip
+          "decoded", "by cache", "oracle's quirk")  # fmt: skip
 
 
 def cells(row: Row) -> list[str]:
@@ -19,7 +19,8 @@ def cells(row: Row) -> list[str]:
 
     return [
         row.case.family, row.case.name, number(row.logits), number(row.left), number(row.alone),
-        number(row.gradients), number(row.back), row.decoded or "–", row.case.quirk,
+        number(row.gradients), number(row.back), row.decoded or "–",
+        number(row.cached), row.case.quirk,
     ]  # fmt: skip
 
 
