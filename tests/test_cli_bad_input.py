@@ -82,10 +82,11 @@ def escape() -> None:
     INDEX.write_text(json.dumps({"weight_map": dict.fromkeys(names, "../elsewhere.safetensors")}))
 
 
-def more_ids() -> None:
-    """A vocabulary of another model: more ids than the embedding has rows."""
-    added = [{"id": 300 + i, "content": f"<more{i}>", "special": False, "single_word": False,
-              "lstrip": False, "rstrip": False, "normalized": False} for i in range(5)]  # fmt: skip
+def add_tokens(*names: str, special: bool = False) -> None:
+    """Gives the vocabulary more tokens, from 300 on; the embedding has 300 rows."""
+    added = [{"id": 300 + i, "content": name, "special": special, "single_word": False,
+              "lstrip": False, "rstrip": False, "normalized": False}
+             for i, name in enumerate(names)]  # fmt: skip
     change(TOKENIZER, added_tokens=json.loads(TOKENIZER.read_text())["added_tokens"] + added)
 
 
@@ -108,7 +109,10 @@ BROKEN: dict[str, tuple[Callable[[], object], str]] = {
     "NaN": (set_value(np.nan), "holds NaN or infinity in 2 of its"),
     "infinity": (set_value(-np.inf), "holds NaN or infinity in 2 of its"),
     "escaping index": (escape, "which may lie outside this folder"),
-    "larger tokenizer": (more_ids, "ids up to 304, but the embedding has 300 rows"),
+    "larger tokenizer": (lambda: add_tokens(*(f"<more{i}>" for i in range(5))),
+                         "ids up to 304, but the embedding has 300"),
+    "larger by a mask": (lambda: add_tokens("<mask>", special=True),
+                         "ids up to 300, but the embedding has 300"),
     "doubled id": (new_id(7), "both have id 7"),
     "huge id": (new_id(2**31), ""),
     "no folder": (lambda: Path("model").rename("modle"), "model: no such folder"),
@@ -118,6 +122,7 @@ BROKEN: dict[str, tuple[Callable[[], object], str]] = {
 # Where training reads the tokenizer first, and the weights when the data are there.
 IN_TRAINING = {
     "larger tokenizer": "model.vocab_size=300 is smaller than the tokenizer's 305",
+    "larger by a mask": "model.vocab_size=300 is smaller than the tokenizer's 301",
     "no folder": "data.tokenizer='model': no file model",
 }
 
@@ -172,6 +177,19 @@ def test_what_does_not_fit(words, expected, capsys):
     Path("latin.txt").write_bytes(b"\xfcbel\n")
     capsys.readouterr()
     refused(f"{COMMANDS[command]} {more}", expected, capsys)
+
+
+def test_a_special_token_without_a_row_is_harmless(capsys):
+    """Gemma 3's tokenizer has one for images, which the text model lacks: no text becomes it."""
+    make_decoder(Path("model"))
+    Path("text.txt").write_text("of <image> words " * 9)
+    said = []
+    for _ in range(2):
+        assert cli.main(["perplexity", "--from=model", "--text=text.txt"]) == 0
+        assert cli.main([*COMMANDS["generate"].split(), "--prompt", "of <image> words"]) == 0
+        said.append(capsys.readouterr().out.split("\n", 1)[1])  # the first line tells the time
+        add_tokens("<image>", special=True)
+    assert said[0] == said[1]
 
 
 def test_a_prompt_longer_than_the_positions(capsys):

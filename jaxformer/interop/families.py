@@ -37,7 +37,7 @@ from jaxformer.modules.relative import RelativeConfig
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        bert.FAMILY, roberta.FAMILY, albert.FAMILY, distilbert.FAMILY, electra.FAMILY,
+        distilbert.FAMILY, bert.FAMILY, roberta.FAMILY, albert.FAMILY, electra.FAMILY,
         modernbert.FAMILY, gpt1.FAMILY, gpt2.FAMILY, llama.FAMILY, mistral.FAMILY, qwen.QWEN2,
         qwen.QWEN3, gemma.GEMMA2, gemma.GEMMA3, olmo2.FAMILY, mixtral.FAMILY, marian.FAMILY,
         bart.FAMILY, t5.FAMILY, xlnet.FAMILY, transformer_xl.FAMILY, recurrent.FAMILY,
@@ -140,6 +140,10 @@ def _usual(config: Any) -> dict[str, Any]:
     keys |= {"num_kv_heads": config.kv_heads, "head_dim": config.per_head,
              "feed_forward": config.feed_forward_width,
              "attention_pattern": config.layer_kinds}  # fmt: skip
+    if config.norm != "layer_norm":  # no other has a bias
+        keys["norm_bias"] = True
+    if not keys.get("pooler") and not keys.get("num_classes"):  # it has none
+        keys["pooler_activation"] = "tanh"
     if not config.rope_scaling:
         keys |= {"rope_original_length": 0, "rope_frequency_factors": ()}
     elif not config.rope_original_length:

@@ -137,8 +137,9 @@ def _read_part(
         at = local(slot.index)
         if at is None:
             continue
-        window = slot.transform.window(slot.shape, where[len(slot.index) :])
-        begin = tuple(a + b for a, b in zip(slot.begin, window, strict=True))
-        jobs.append(Job(stored, [Target(slot.transform.publish(buffer[at]), begin)]))
+        for piece, window in slot.transform.windows(slot.shape, where[len(slot.index) :]):
+            begin = tuple(a + b for a, b in zip(slot.begin, window, strict=True))
+            view = slot.transform.publish(buffer[at][piece])
+            jobs.append(Job(stored, [Target(view, begin)]))
     copying.run(jobs)
     return buffer

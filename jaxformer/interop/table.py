@@ -48,21 +48,6 @@ class Transform(NamedTuple):
             return (len(self.values),)
         return tuple(math.prod(ours[a] for a in group) for group in self.groups(len(ours)))
 
-    def window(self, ours: Shape, where: tuple[slice, ...]) -> tuple[int, ...]:
-        """Returns where the part `where` of our slice begins in the published tensor."""
-        begin = []
-        for group in self.groups(len(ours)):
-            if not group:  # an axis of size 1 that ours lacks
-                begin.append(0)
-                continue
-            first, *rest = group
-            for axis in rest:
-                if where[axis].indices(ours[axis]) != (0, ours[axis], 1):
-                    raise ValueError(f"{self.name}: axis {axis} of {ours} is split inside {group}")
-            size = math.prod(ours[axis] for axis in rest)
-            begin.append(where[first].indices(ours[first])[0] * size)
-        return tuple(begin)
-
     def windows(self, ours: Shape, where: tuple[slice, ...]) -> list[tuple[tuple, Shape]]:
         """Cuts the part `where` of our slice into pieces that are one window each when published.
 

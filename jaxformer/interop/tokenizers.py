@@ -18,6 +18,8 @@ FILES = (
     "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
 
+_ROLES = {name for names in tokenizers.NAMES.values() for name in names}
+
 
 def files(directory: Path) -> Iterator[Path]:
     """Yields the tokenizer files of a folder."""
@@ -27,7 +29,10 @@ def files(directory: Path) -> Iterator[Path]:
 
 def check_tokenizer(path: Path, config: Any) -> None:
     """Raises UserError if a tokenizer.json has ids that the model's embedding has no row for, or
-    an id that is two tokens'."""
+    an id that is two tokens'.
+
+    A special token that no text can become may lie beyond: Gemma 3's for images does.
+    """
     text = path.read_text(encoding="utf-8", errors="replace")
     try:
         content = json.loads(text)
@@ -47,13 +52,18 @@ def _highest_id(content: dict[str, Any]) -> int:
     vocabulary = content.get("model", {}).get("vocab", {})
     if not isinstance(vocabulary, dict):  # a list of (piece, score), or piece -> id
         vocabulary = {piece[0]: index for index, piece in enumerate(vocabulary)}
-    added = [(token["content"], token["id"]) for token in content.get("added_tokens") or []]
+    added = content.get("added_tokens") or []
     owners: dict[int, str] = {}
-    for token, index in [*vocabulary.items(), *added]:
+    named = [*vocabulary.items(), *((token["content"], token["id"]) for token in added)]
+    for token, index in named:
         owner = owners.setdefault(int(index), token)
         if owner != token:
             raise UserError(f"tokenizer.json: {owner!r} and {token!r} both have id {index}")
-    return max(owners, default=-1)
+    around = json.dumps(content.get("post_processor"))
+    unread = {token["id"] for token in added
+              if token.get("special") and token["content"] not in {*vocabulary, *_ROLES}
+              and json.dumps(token["content"]) not in around}  # fmt: skip
+    return max(owners.keys() - unread, default=-1)
 
 
 def problems(directory: Path, config: Any) -> list[str]:

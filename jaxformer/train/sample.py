@@ -81,9 +81,11 @@ class Speaker(NamedTuple):
           UserError: a text without tokens, or longer than the model reads.
         """
         ids = self.tokenizer.encode(text, specials=self.tokenizer.cls_id >= 0)
-        most = self.model.config.max_length
+        most, V = self.model.config.max_length, self.model.config.vocab_size
         if not 0 < len(ids) <= most:
             raise UserError(f"--text has {len(ids)} tokens; this model reads 1 to {most}")
+        if max(ids) >= V:
+            raise UserError(f"--text holds token {max(ids)}, but this model's vocabulary has {V}")
         batch = {"tokens": jnp.asarray([ids], jnp.int32)}
         out = jax.jit(self.model.apply, static_argnames="return_attention")(
             params, batch, return_attention=True

@@ -26,7 +26,7 @@ XL_CASES: dict[str, dict[str, Any]] = {
         vocab_size=17, cutoffs=[5, 11], div_val=2, d_embed=32, tie_projs=[False, True, True]
     ),
     "adaptive softmax, nothing shared": dict(
-        vocab_size=14, cutoffs=[5, 8, 12], div_val=2, tie_projs=[False] * 4,
+        vocab_size=17, cutoffs=[5, 9, 13], div_val=2, tie_projs=[False] * 4,
         tie_word_embeddings=False, untie_r=False,
     ),
     "clusters of one width": dict(

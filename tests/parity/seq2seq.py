@@ -52,8 +52,8 @@ SEQ2SEQ = [
     paper(name="four heads"),
     paper(name="deeper encoder, two heads", encoder_layers=3, decoder_layers=1,
           encoder_attention_heads=2, decoder_attention_heads=2),
-    paper(name="the base's ratios: six layers, eight heads, 4 D", d_model=32, encoder_ffn_dim=128,
-          decoder_ffn_dim=128, encoder_layers=6, decoder_layers=6, encoder_attention_heads=8,
+    paper(name="the base's ratios: eight heads, 4 D", d_model=32, encoder_ffn_dim=128,
+          decoder_ffn_dim=128, encoder_layers=3, decoder_layers=3, encoder_attention_heads=8,
           decoder_attention_heads=8),
     *(
         case("Marian", name, "MarianMTModel", "MarianConfig",
