@@ -313,7 +313,8 @@ def test_bfloat16_begins_learns_and_decodes(name):
     params = jax.jit(model.init)(jax.random.key(0))
     assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
     whole = recurrent.make(dataclasses.replace(config, compute_dtype="float32"))
-    assert jax.tree.all(jax.tree.map(jnp.array_equal, params, whole.init(jax.random.key(0))))
+    same = jax.tree.map(jnp.array_equal, params, jax.jit(whole.init)(jax.random.key(0)))
+    assert jax.tree.all(same)
     batch = batch_of(source_segment_ids=np.arange(S) < LENGTHS)
 
     @jax.jit
@@ -334,7 +335,7 @@ def test_bfloat16_begins_learns_and_decodes(name):
         out = apply(params, {"tokens": batch["tokens"][:, t : t + 1]}, cache)
         cache = out.cache
         parts.append(out.hidden_BTD)
-    close(jnp.concatenate(parts, axis=1).astype(jnp.float32), hidden.astype(jnp.float32), 0.02)
+    close(jnp.concatenate(parts, axis=1).astype(jnp.float32), hidden.astype(jnp.float32), 0.05)
     shapes = jax.tree.map(lambda x: (x.shape, x.dtype), (started, cache))
     assert shapes[0] == shapes[1]  # or no loop could carry it
 
