@@ -104,7 +104,7 @@ def test_a_masking_that_is_not_dynamic_is_seen(monkeypatch):
 
 
 VOCABULARIES = {
-    "an id twice": ({"a": 0, "b": 1, "c": 1}, "'b' and 'c' both have id 1"),
+    "an id twice": ({"a": 0, "b": 1, "c": 1}, "'[bc]' and '[bc]' both have id 1"),
     "an id of 2**31": ({"a": 0, "b": 2**31}, "highest of its 2 tokens' ids is 2147483648"),
 }
 
