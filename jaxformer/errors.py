@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
 
 
 class UserError(Exception):
@@ -12,6 +14,16 @@ class UserError(Exception):
     The line names the key, file or id, says what is valid, and suggests the fix. The command line
     prints it without a traceback (unless `--debug`) and exits with a code other than 0.
     """
+
+
+@contextlib.contextmanager
+def reading_text(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raises UserError, with the reason, where a file cannot be read or is not UTF-8 text."""
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"cannot read {path}: {reason}") from None
 
 
 def suggest(name: str, valid: Iterable[str]) -> str:

@@ -129,6 +129,18 @@ KINDS = {
     "T5": (_T5, ("", "</s>"), {}),
     "T5 beams": (_T5, ("", "</s>"), {"num_beams": 4, "length_penalty": 0.6}),
     "Bart": (_BART, ("<s>", "</s>"), {}),
+    "Bart beams": (  # as checkpoints for summaries ask
+        _BART,
+        ("<s>", "</s>"),
+        {
+            "num_beams": 4,
+            "length_penalty": 2.0,
+            "early_stopping": True,
+            "no_repeat_ngram_size": 3,
+            "min_length": 6,
+            "forced_bos_token_id": 2,
+        },
+    ),
     "Marian": (_MARIAN, ("", "</s>"), {"bad_words_ids": [[0]]}),
 }
 

@@ -40,6 +40,12 @@ def place(monkeypatch, tmp_path):
     return tmp_path
 
 
+def write_rows() -> None:
+    """Writes rows.tsv: a label and a text each."""
+    rows = "".join(f"{i % 2}\tline {i} of many\n" for i in range(80))
+    Path("rows.tsv").write_text("label\ttext\n" + rows)
+
+
 def finite(workdir: str) -> None:
     found = records.read_records(Path(workdir))
     assert [r["step"] for r in found if r["split"] == "train"] == [1, 2]
@@ -79,9 +85,7 @@ def test_translation(place, capsys, layout, model):
 @pytest.mark.slow
 def test_a_published_checkpoint_is_a_starting_point(place, capsys):
     """Its sizes and its weights come from the folder; the run becomes a folder again."""
-    Path("rows.tsv").write_text(
-        "label\ttext\n" + "".join(f"{i % 2}\tline {i} of many\n" for i in range(80))
-    )
+    write_rows()
     config = encoder.Config(vocab_size=262, num_layers=2, width=16, num_heads=4, max_length=32)
     model = encoder.make(config)
     folder = place / "published"
@@ -105,6 +109,27 @@ def test_a_published_checkpoint_is_a_starting_point(place, capsys):
     again, params = interop.load_huggingface("back")
     assert (again.config.num_layers, again.config.width) == (2, 16)
     assert again.config.num_classes == 2
+
+
+@pytest.mark.parametrize(("change", "mend"), [
+    ("--config.data.seq_len=64", "try --config.data.seq_len=32"),
+    ("--config.data.tokenizer=byte", "set --config.data.tokenizer=published"),
+])  # fmt: skip
+def test_what_a_checkpoint_cannot_grow_is_not_suggested(place, capsys, change, mend):
+    """Its table of positions has an end, and its vocabulary is its tokenizer's."""
+    write_rows()
+    model = encoder.make(
+        encoder.Config(vocab_size=32, num_layers=1, width=16, num_heads=2, num_token_types=2,
+                       max_length=32)
+    )  # fmt: skip
+    interop.save_huggingface("published", model, model.init(jax.random.key(0)))
+    path = write_experiment(
+        "grown", objective="classify", model="", train='init_from="published"',
+        data='source="rows.tsv", labels="field", layout="padded", seq_len=24, batch_size=8',
+    )  # fmt: skip
+    assert cli.main(["train", "--config", path, change]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and mend in error
 
 
 def test_a_family_that_the_checkpoint_is_not_is_one_line(place, capsys):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from jaxformer.cli.flags import MODEL, load, parse, required, restore, start_jax
+from jaxformer.cli.flags import MODEL, load, parse, required, start_jax
 from jaxformer.errors import UserError
 
 
@@ -92,7 +92,7 @@ def convert(words: list[str]) -> None:
     source = Path(required(flags, "from", "convert", "DIR --to NEW"))
     target = Path(required(flags, "to", "convert", "NEW --from DIR"))
     start = time.perf_counter()
-    from jaxformer import data, interop
+    from jaxformer import interop
 
     interop.refuse_existing(target)
     if not (source / "checkpoints").is_dir():
@@ -103,10 +103,5 @@ def convert(words: list[str]) -> None:
         finite.refuse(source)
         interop.convert(source, target)
         return
-    from jaxformer.models import FAMILIES
-    from jaxformer.train.experiment import build
-
-    chosen, params, _ = restore({**flags, "workdir": str(source), "config": None}, [], "convert")
-    experiment = build(chosen)
-    model = FAMILIES[experiment.family].make(experiment.model)
-    interop.export(target, model, params, data.load_tokenizer(source), start=start)
+    run = load({**flags, "from": None, "workdir": str(source), "config": None}, [], "convert")
+    interop.export(target, run.model, run.params, run.tokenizer, start=start)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.errors import UserError, one_of
+from jaxformer.errors import UserError, one_of, reading_text
 from jaxformer.evaluate import metrics
 from jaxformer.evaluate.batching import batches_by_length, pad_rows
 from jaxformer.evaluate.likelihood import start_id
@@ -224,10 +224,6 @@ def _pooled(model, pooling, params, tokens_BT, segment_ids_BT):
 
 
 def _lines(path: Path) -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield line.rstrip("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"cannot read {path}: {reason}") from None
+    with reading_text(path), path.open(encoding="utf-8") as file:
+        for line in file:
+            yield line.rstrip("\n")

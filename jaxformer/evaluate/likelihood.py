@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.errors import UserError
+from jaxformer.errors import UserError, reading_text
 from jaxformer.evaluate.batching import batches_by_length, pad_rows
 
 Ids = Sequence[int] | np.ndarray
@@ -155,11 +155,8 @@ def perplexity(
 
 def read_text(path: str | Path) -> str:
     """Returns a text file's content, as it is; raises UserError unless it is UTF-8 text."""
-    try:
+    with reading_text(path):
         return Path(path).read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"cannot read {path}: {reason}") from None
 
 
 def start_id(tokenizer: Any) -> int:

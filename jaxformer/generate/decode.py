@@ -41,6 +41,7 @@ def generate(
     start_id: int = -1,
     num_ids: int = 0,
     suppress_ids: Sequence[int] = (),
+    first_id: int = -1,
 ) -> list[list[int]]:
     """Continues every prompt, or translates every source, by up to `config.max_new_tokens` tokens.
 
@@ -64,6 +65,8 @@ def generate(
       num_ids: the tokenizer's vocabulary, where the model's is padded beyond it: the ids from here
         on are never drawn. 0: there is no padding.
       suppress_ids: token ids that are never drawn.
+      first_id: the first new token of every row, which is not drawn (BART's <s>, which comes after
+        its start token); -1: it is drawn too.
 
     Returns:
       The new token ids of each row, without the stop.
@@ -101,6 +104,7 @@ def generate(
             min_new_tokens=config.min_new_tokens,
             no_repeat_ngram=config.no_repeat_ngram,
             suppress_ids=tuple(suppress_ids),
+            first_id=first_id,
         ),
     )
     key = jax.random.key(config.seed) if key is None else key

@@ -18,6 +18,7 @@ class Rules(NamedTuple):
     min_new_tokens: int = 0
     no_repeat_ngram: int = 0
     suppress_ids: tuple[int, ...] = ()
+    first_id: int = -1  # the first new token, whatever the model says; -1: it is free
 
 
 def obey(
@@ -28,6 +29,9 @@ def obey(
     stop_ids_E: jax.Array,
 ) -> jax.Array:
     """Returns the logits with -inf where the rules forbid a token.
+
+    A first token that is given has logit 0: in a search, where logits are log-probabilities, it
+    costs nothing.
 
     Args:
       rules: see Rules.
@@ -48,6 +52,9 @@ def obey(
         logits_BV = jnp.where(
             _repeats(rules.no_repeat_ngram, tokens_BM, step, V), -jnp.inf, logits_BV
         )
+    if rules.first_id >= 0:
+        only_V = jnp.where(jnp.arange(V) == rules.first_id, 0.0, -jnp.inf)
+        logits_BV = jnp.where(step == 0, only_V, logits_BV)
     return logits_BV
 
 

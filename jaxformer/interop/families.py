@@ -142,7 +142,7 @@ def _usual(config: Any) -> dict[str, Any]:
              "attention_pattern": config.layer_kinds}  # fmt: skip
     if config.norm != "layer_norm":  # no other has a bias
         keys["norm_bias"] = True
-    if not keys.get("pooler") and not keys.get("num_classes"):  # it has none
+    if not getattr(config, "has_pooler", False):
         keys["pooler_activation"] = "tanh"
     if not config.rope_scaling:
         keys |= {"rope_original_length": 0, "rope_frequency_factors": ()}

@@ -14,13 +14,13 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from jaxformer import config as configs
+from jaxformer import models
 from jaxformer.errors import UserError
 from jaxformer.interop import families, place, reader, tokenizers, writer
 from jaxformer.interop.family import Family
 from jaxformer.interop.matching import match
 from jaxformer.interop.reader import BrokenError, Stored
 from jaxformer.interop.table import Shape, Table, expand
-from jaxformer.models import FAMILIES as MODELS
 from jaxformer.models import Model
 from jaxformer.parallel import rules
 
@@ -66,7 +66,7 @@ def load_huggingface(
     _refuse_too_deep(folder, published_config, len(stored))
     asked = {**dataclasses.asdict(published_config), **overrides}
     config = configs.build(family.config_class, asked, "model")
-    model = _make(config)
+    model = models.make(config)
     shapes = _shapes(config)
     wanted = table = expand(family.table(config), shapes)
     if config != published_config:
@@ -165,8 +165,7 @@ def published_config(directory: str | os.PathLike[str]) -> tuple[str, Any]:
     if not stored:
         reader.refuse(folder, problems)
     config = _our_config(folder, family, hf, stored)
-    name = next(name for name, module in MODELS.items() if module.Config is type(config))
-    return name, config
+    return models.family_of(config), config
 
 
 def read_config(directory: Path) -> tuple[Family, dict[str, Any]]:
@@ -211,13 +210,9 @@ def _refuse_too_deep(directory: Path, config: Any, count: int) -> None:
             )
 
 
-def _make(config: Any) -> Model:
-    return next(module for module in MODELS.values() if module.Config is type(config)).make(config)
-
-
 @functools.lru_cache(maxsize=64)  # tracing a model's init takes longer than all the checks
 def _shapes(config: Any) -> dict[str, Shape]:
-    shapes = jax.eval_shape(_make(config).init, jax.random.key(0))
+    shapes = jax.eval_shape(models.make(config).init, jax.random.key(0))
     return {path: tuple(leaf.shape) for path, leaf in _flat(shapes).items()}
 
 

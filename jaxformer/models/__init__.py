@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import ModuleType
+from typing import Any
 
 from jaxformer.models import (
     decoder,
@@ -25,6 +26,17 @@ FAMILIES: dict[str, ModuleType] = {
     "xlnet": xlnet,
 }
 
+
+def family_of(config: Any) -> str:
+    """Returns the name of the family that a model's config belongs to."""
+    return next(name for name, family in FAMILIES.items() if family.Config is type(config))
+
+
+def make(config: Any) -> Model:
+    """Returns the model of a config of any family."""
+    return FAMILIES[family_of(config)].make(config)
+
+
 __all__ = [
     "FAMILIES",
     "Model",
@@ -34,6 +46,8 @@ __all__ = [
     "electra",
     "encoder",
     "encoder_decoder",
+    "family_of",
+    "make",
     "recurrent",
     "transformer_xl",
     "xlnet",

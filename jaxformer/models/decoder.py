@@ -79,7 +79,7 @@ def make(config: Config) -> Model:
         return_hidden: bool = False,
         return_attention: bool = False,
     ) -> Output:
-        positions_BT, segment_ids = positions_of(batch), batch.get("segment_ids")
+        positions_BT, segment_ids = positions_of(batch, cache), batch.get("segment_ids")
         tokens_BT = batch["tokens"]
         keys = (None, None) if key is None else jax.random.split(key)
         mask, index, reach = ops.masks.causal(), None, config.window - 1
@@ -88,9 +88,6 @@ def make(config: Config) -> Model:
             fresh = jnp.ones_like(tokens_BT) if segment_ids is None else segment_ids
             valid_BS = jax.lax.dynamic_update_slice(cache["valid"], fresh != 0, (0, index))
             mask = ops.masks.causal(offset=index) & ops.masks.explicit(valid_BS[:, None, None, :])
-            if "positions" not in batch:  # after the tokens that a row has, not after its padding
-                seen_B1 = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32)
-                positions_BT = positions_BT + seen_B1
         elif segment_ids is not None:
             mask = mask & ops.masks.segments(segment_ids)
         start = 0 if index is None else index

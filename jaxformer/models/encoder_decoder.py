@@ -176,7 +176,7 @@ def make(config: Config) -> Model:
         return_attention: bool = False,
     ) -> Output:
         tokens_BT, segment_ids = batch["tokens"], batch.get("segment_ids")
-        positions_BT = positions_of(batch)
+        positions_BT = positions_of(batch, cache)
         keys = (None,) * 4 if key is None else jax.random.split(key, 4)
         asked = {"return_hidden": return_hidden, "return_attention": return_attention}
         if cache is None:
@@ -195,9 +195,6 @@ def make(config: Config) -> Model:
         fresh = jnp.ones_like(tokens_BT) if segment_ids is None else segment_ids
         valid_BS = jax.lax.dynamic_update_slice(cache["valid"], fresh != 0, (0, index))
         mask = ops.masks.causal(offset=index) & ops.masks.explicit(valid_BS[:, None, None, :])
-        if "positions" not in batch:  # after the tokens that a row has, not after its padding
-            seen_B1 = jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32)
-            positions_BT = positions_BT + seen_B1
         out = run(
             "decoder", params, tokens_BT, positions_BT, keys[2:], mask=mask, cache=cache,
             index=index, source_mask=ops.masks.explicit(cache["source_valid"][:, None, None, :]),

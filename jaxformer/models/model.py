@@ -117,11 +117,17 @@ def checked(config: Any, apply: Callable[..., Output]) -> Callable[..., Output]:
     return wrapped
 
 
-def positions_of(batch: Batch) -> jax.Array:
-    """Returns the batch's positions [B|1, T]: given, or counted from each segment's first token."""
+def positions_of(batch: Batch, cache: dict[str, Any] | None = None) -> jax.Array:
+    """Returns the batch's positions [B|1, T]: given, or counted from each segment's first token.
+
+    With a cache they come after the tokens that a row has there, not after its padding.
+    """
     if "positions" in batch:
         return batch["positions"]
-    return count_positions(batch["tokens"], batch.get("segment_ids"))
+    positions_BT = count_positions(batch["tokens"], batch.get("segment_ids"))
+    if cache is None:
+        return positions_BT
+    return positions_BT + jnp.sum(cache["valid"], axis=1, keepdims=True, dtype=jnp.int32)
 
 
 def count_positions(tokens_BT: jax.Array, segment_ids_BT: jax.Array | None) -> jax.Array:

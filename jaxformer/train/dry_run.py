@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from jaxformer.models import FAMILIES
+from jaxformer import models
 from jaxformer.objectives import OBJECTIVES
 from jaxformer.parallel import mesh as meshes
 from jaxformer.train import log
@@ -63,7 +63,7 @@ def _without_data(settings: Experiment) -> tuple[Any, Any, Any, dict[str, Any]]:
     """
     mesh = meshes.make(settings.mesh)
     check_mesh(settings, tuple(mesh.shape.values()))
-    model = FAMILIES[settings.family].make(settings.model)
+    model = models.make(settings.model)
     loss_fn = OBJECTIVES[settings.goal].make(settings.objective, model, None)
     B, T, sharding = settings.data.batch_size, settings.data.seq_len, meshes.batch_sharding(mesh)
     kinds = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxformer import checkpoint, config, data, generate, interop
+from jaxformer import checkpoint, config, data, generate, interop, models
 from jaxformer.errors import UserError, one_of, suggest
 from jaxformer.models import FAMILIES, Model
 from jaxformer.objectives import OBJECTIVES
@@ -167,9 +167,13 @@ def _check(experiment: Experiment) -> None:
         lengths = {}
     for key, length in lengths.items():
         if length > model.max_length:
+            # A checkpoint's table of positions cannot grow.
+            mend = f"model.max_length={length}"
+            if experiment.train.init_from:
+                mend = f"data.{key}={model.max_length}"
             raise UserError(
                 f"data.{key}={length} is longer than model.max_length={model.max_length}; "
-                f"try --config.model.max_length={length}"
+                f"try --config.{mend}"
             )
     if reads.batch_size % experiment.train.accumulate:
         raise UserError(
@@ -206,9 +210,12 @@ def make_model(experiment: Experiment, info: data.Info) -> Model:
     """
     wanted = experiment.model.vocab_size or info.vocab_size
     if wanted < info.vocab_size:
+        mend = "model.vocab_size=0 to take the tokenizer's"
+        if source := experiment.train.init_from:
+            mend = f"data.tokenizer={source} to take the checkpoint's"
         raise UserError(
             f"model.vocab_size={wanted} is smaller than the tokenizer's {info.vocab_size}; "
-            "set --config.model.vocab_size=0 to take the tokenizer's"
+            f"set --config.{mend}"
         )
     start = getattr(experiment.model, "start_id", -1)
     if min(start, info.start_id) >= 0 and start != info.start_id:
@@ -221,4 +228,4 @@ def make_model(experiment: Experiment, info: data.Info) -> Model:
     fields = {field.name for field in dataclasses.fields(experiment.model)}
     fitted = {key: value for key, value in asked.items() if key in fields}
     model_config = dataclasses.replace(experiment.model, **fitted)
-    return FAMILIES[experiment.family].make(model_config)
+    return models.make(model_config)

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from jaxformer import config, data, generate, interop
+from jaxformer import config, data, generate, interop, models
 from jaxformer.errors import UserError
 from jaxformer.interop import finite, reader
-from jaxformer.models import FAMILIES, Model
+from jaxformer.models import Model
 from jaxformer.train import overrides
 from jaxformer.train.experiment import build
 
@@ -22,7 +22,8 @@ class Loaded(NamedTuple):
     """A model, its parameters and its tokenizer, and how it writes.
 
     generate: how texts are drawn. data: how the text of a source is laid out. prefix: the ids that
-    stand before a prompt. suppress: ids that are never written.
+    stand before a prompt. suppress: ids that are never written. first: the id that every text that
+    is written begins with, or -1.
     """
 
     model: Model
@@ -32,6 +33,7 @@ class Loaded(NamedTuple):
     data: data.Config
     prefix: tuple[int, ...] = ()
     suppress: tuple[int, ...] = ()
+    first: int = -1
 
 
 def of_run(chosen: ConfigDict, params: Any, workdir: Path) -> Loaded:
@@ -43,7 +45,7 @@ def of_run(chosen: ConfigDict, params: Any, workdir: Path) -> Loaded:
       workdir: holds its tokenizer.
     """
     experiment = build(chosen)
-    model = FAMILIES[experiment.family].make(experiment.model)
+    model = models.make(experiment.model)
     tokenizer = data.load_tokenizer(workdir)
     _refuse_too_large(tokenizer, model.config, workdir)
     return Loaded(model, params, tokenizer, experiment.generate, experiment.data)
@@ -73,7 +75,7 @@ def of_folder(folder: Path, assignments: list[str]) -> Loaded:
     chosen = overrides.apply(ConfigDict({"model": {"family": family}}), assignments)
     changes = {key: value for key, value in chosen.model.items() if key != "family"}
     asked = dict(chosen.get("generate", {}))
-    said, suppress = _how_it_writes(folder, family)
+    said, suppress, first = _how_it_writes(folder, family)
     if "temperature" in asked and "num_beams" not in asked:
         said.pop("num_beams", None)  # beams do not draw: the user's word would have no effect
     writes = config.build(generate.Config, {**said, **asked}, "generate")
@@ -85,7 +87,7 @@ def of_folder(folder: Path, assignments: list[str]) -> Loaded:
     model, params = interop.load_huggingface(folder, **changes)
     template = tokenizer.templates[0] if tokenizer.templates else None
     prefix = template.prefix if template else ()
-    return Loaded(model, params, tokenizer, writes, reads, prefix, suppress)
+    return Loaded(model, params, tokenizer, writes, reads, prefix, suppress, first)
 
 
 def _refuse_too_large(tokenizer: data.Tokenizer, model: Any, folder: Path) -> None:
@@ -112,8 +114,8 @@ _SEARCH = {
 _DRAW = {name: name for name in ("temperature", "top_k", "top_p", "min_p")}
 
 
-def _how_it_writes(folder: Path, family: str) -> tuple[dict[str, Any], tuple[int, ...]]:
-    """Returns (keys of generate.Config, ids that are never written) of a published folder."""
+def _how_it_writes(folder: Path, family: str) -> tuple[dict[str, Any], tuple[int, ...], int]:
+    """Returns (keys of generate.Config, ids never written, the first id or -1) of a folder."""
     said: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
@@ -134,7 +136,8 @@ def _how_it_writes(folder: Path, family: str) -> tuple[dict[str, Any], tuple[int
         if said.get(theirs) is not None and not isinstance(said[theirs], str):
             keys[ours] = said[theirs]
     never = [ids[0] for ids in map(_ids, said.get("bad_words_ids") or ()) if len(ids) == 1]
-    return keys, (*never, *_ids(said.get("suppress_tokens")))
+    first = (*_ids(said.get("forced_bos_token_id")), -1)[0]
+    return keys, (*never, *_ids(said.get("suppress_tokens"))), first
 
 
 def _ids(value: Any) -> tuple[int, ...]:

@@ -99,9 +99,12 @@ def load(experiment: Experiment, *, say: Callable[[str], None]) -> data.Dataset:
     rows = dataset.train.batch(0, experiment.seed)
     longest = max(rows[name].shape[1] for name in ("tokens", "source") if name in rows)
     if longest > experiment.model.max_length:
+        # A checkpoint's table of positions cannot grow.
+        given = experiment.train.init_from
+        mend = "make data.seq_len smaller" if given else f"try --config.model.max_length={longest}"
         raise UserError(
             f"objective.name={experiment.goal} makes rows of {longest} tokens of data.seq_len="
             f"{experiment.data.seq_len}, longer than model.max_length="
-            f"{experiment.model.max_length}; try --config.model.max_length={longest}"
+            f"{experiment.model.max_length}; {mend}"
         )
     return dataset

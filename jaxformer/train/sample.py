@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer import data, generate
+from jaxformer import data, generate, models
 from jaxformer.errors import UserError
-from jaxformer.models import FAMILIES, Model
+from jaxformer.models import Model
 from jaxformer.train.load import Loaded
 from jaxformer.train.prepare import Prepared
 
@@ -29,13 +29,14 @@ class Speaker(NamedTuple):
     data: data.Config
     prefix: tuple[int, ...] = ()
     suppress: tuple[int, ...] = ()
+    first: int = -1
 
     @classmethod
     def of(cls, loaded: Loaded) -> Speaker:
         """Makes the speaker of a run or of a published folder."""
         return cls(
             _writer(loaded.model.config), loaded.tokenizer, loaded.generate, loaded.data,
-            loaded.prefix, loaded.suppress,
+            loaded.prefix, loaded.suppress, loaded.first,
         )  # fmt: skip
 
     def write(
@@ -71,6 +72,7 @@ class Speaker(NamedTuple):
             start_id=start_id,
             num_ids=self.tokenizer.vocab_size,
             suppress_ids=self.suppress,
+            first_id=self.first,
         )
         return [self.tokenizer.decode(row) for row in tokens]
 
@@ -107,5 +109,4 @@ def _writer(config: Any) -> Model:
     """Returns the model; on CPU in float32, for XLA's bf16 matrix times vector is far slower."""
     if jax.default_backend() == "cpu":
         config = dataclasses.replace(config, compute_dtype="float32")
-    make = next(family.make for family in FAMILIES.values() if family.Config is type(config))
-    return make(config)
+    return models.make(config)

@@ -153,6 +153,24 @@ def test_rules():
     assert forbidden(3, no_repeat_ngram=1) == [[3, 4], [5]]
     assert forbidden(3, no_repeat_ngram=3) == [[], [5]]
     assert forbidden(0, no_repeat_ngram=2) == [[], []]
+    others = [token for token in range(V) if token != 4]
+    assert forbidden(0, first_id=4) == [others, others]
+    assert forbidden(1, first_id=4) == [[], []]
+
+
+def test_the_first_token_is_given(translator):
+    """It is the first of every row, costs a search nothing, and the rest follows from it."""
+    for beams in (1, 3):
+        settings = Config(max_new_tokens=6, temperature=0.0, num_beams=beams, length_penalty=0.0)
+        free = generate(*translator, PROMPTS, settings)
+        first = next(token for token in range(2, V) if token not in {text[0] for text in free})
+        given = generate(*translator, PROMPTS, settings, first_id=first)
+        assert all(text[0] == first for text in given)
+        if beams == 1:
+            for source, text in zip(PROMPTS, given, strict=True):
+                batch = {"source": np.asarray([source]), "tokens": np.asarray([[0, *text[:-1]]])}
+                best = log_probs(*translator, batch)[0].argmax(axis=-1).tolist()
+                assert text[1:] == best[1:]
 
 
 def test_bad_input(translator):
