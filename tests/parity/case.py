@@ -202,15 +202,18 @@ def _gradients(case, theirs, model, plain, params, given, expected, folder: Path
     if "tokens" in weights:
         mask = given["mask"].reshape(*given["mask"].shape, *[1] * (weights["tokens"].ndim - 2))
         weights["tokens"] *= mask
-    # A random direction, so that no parameter's gradient vanishes by a symmetry of the loss.
+    # A random direction, so that no parameter's gradient vanishes by a symmetry of the loss; and of
+    # what is about 1, for a tanh has no slope at the log-probabilities of an adaptive softmax.
+    size = {name: float(x.detach().abs().max()) for name, x in expected.items()}
     theirs.zero_grad()
     sum(
-        torch.sum(torch.tanh(x) * torch.tensor(weights[name])) for name, x in expected.items()
+        torch.sum(torch.tanh(x / size[name]) * torch.tensor(weights[name]))
+        for name, x in expected.items()
     ).backward()
 
     def loss(params):
         answer = asking.ask_ours(case, model, params, given)
-        return sum(jnp.sum(jnp.tanh(x) * weights[name]) for name, x in answer.items())
+        return sum(jnp.sum(jnp.tanh(x / size[name]) * weights[name]) for name, x in answer.items())
 
     # Written like weights: a table's transforms are linear.
     gradients = jax.jit(jax.grad(loss))(params)

@@ -54,13 +54,11 @@ class TransformerXL(FolderModule):
         words = [high - low for low, high in itertools.pairwise(self.ends)]
         widths = [c.d_embed // c.div_val**i for i in range(len(words))]
         tables = [(c.vocab_size, c.d_embed)] if c.div_val == 1 else list(zip(words, widths))
-        # Logits far below 0 are none to compare gradients by: the ledger's loss is their tanh,
-        # which has no slope there. So they are small, and tails likely.
         emb, out = [nn.Embedding(*shape) for shape in tables], []
         for one, (rows, width) in zip(emb, tables):
-            one.weight = matrix(rows, width, scale=0.3 * width**-0.5)
+            one.weight = matrix(rows, width, scale=width**-0.5)
             out.append(nn.Linear(width, rows))
-            own = matrix(rows, width, scale=0.3 * width**-0.5)
+            own = matrix(rows, width, scale=width**-0.5)
             out[-1].weight = one.weight if c.tie_word_embeddings else own
         projected = c.div_val > 1 or c.d_embed != D
         ins = [matrix(D, width) for _, width in tables if projected]
@@ -83,8 +81,8 @@ class TransformerXL(FolderModule):
         )  # fmt: skip
         self.crit = group(out_layers=nn.ModuleList(out), out_projs=nn.ParameterList(outs))
         if c.cutoffs:
-            self.crit.cluster_weight = matrix(len(c.cutoffs), c.d_embed, scale=0.1)
-            self.crit.cluster_bias = nn.Parameter(torch.ones(len(c.cutoffs)))
+            self.crit.cluster_weight = matrix(len(c.cutoffs), c.d_embed)
+            self.crit.cluster_bias = matrix(len(c.cutoffs))
 
     def embed(self, tokens_BT: torch.Tensor) -> torch.Tensor:
         word_emb, c, x = self.transformer.word_emb, self.config, 0
