@@ -111,6 +111,32 @@ def test_a_published_checkpoint_is_a_starting_point(place, capsys):
     assert again.config.num_classes == 2
 
 
+@pytest.mark.slow
+def test_a_run_is_a_starting_point(place, capsys):
+    """Its sizes too, by its folder or by one of its steps; what the config says goes before."""
+    write_rows()
+    Path("text.txt").write_text("\n".join(f"line {i} of many" for i in range(400)))
+    before = write_experiment(
+        "before", objective="masked_lm",
+        model='family="encoder", num_layers=1, width=16, num_heads=2, max_length=48, dropout=0.1',
+        data='source="text.txt", layout="windows", seq_len=24, batch_size=8, tokenizer="byte"',
+    )  # fmt: skip
+    assert cli.main(["train", "--config", before, "--workdir=before"]) == 0
+    after = write_experiment(
+        "after", objective="classify", model="dropout=0.0", train='init_from="before"',
+        data='source="rows.tsv", labels="field", layout="padded", seq_len=24, batch_size=8, '
+        'tokenizer="before"',
+    )  # fmt: skip
+    for workdir, source in {"after": "before", "again": "before/checkpoints/2"}.items():
+        words = [f"--workdir={workdir}", f"--config.train.init_from={source}"]
+        assert cli.main(["train", "--config", after, *words]) == 0
+        made = json.loads(Path(workdir, "config.json").read_text())["model"]
+        assert (made["family"], made["width"], made["max_length"]) == ("encoder", 16, 48)
+        assert (made["dropout"], made["num_classes"], made["masked_head"]) == (0.0, 2, False)
+        assert f"starts from {source}" in capsys.readouterr().out
+        finite(workdir)
+
+
 @pytest.mark.parametrize(("change", "mend"), [
     ("--config.data.seq_len=64", "try --config.data.seq_len=32"),
     ("--config.data.tokenizer=byte", "set --config.data.tokenizer=published"),

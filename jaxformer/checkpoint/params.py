@@ -72,6 +72,23 @@ def restore_params(
     return params, meta["run_config"]
 
 
+def run_config(path: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """Returns the config of a run, of which no array is read; None where there is no run.
+
+    Args:
+      path: a workdir, its folder of checkpoints, or the folder of one step.
+    """
+    try:
+        folder, found = steps.find(os.fspath(path))
+    except UserError:
+        return None
+    for step in reversed(found or [-1]):
+        with contextlib.suppress(DamagedError):
+            at = os.path.join(folder, str(step)) if found else folder
+            return steps.read_meta(at)["run_config"]
+    return None
+
+
 def _ranked(folders: Mapping[int, str]) -> list[int]:
     metrics = {}
     for step, folder in folders.items():

@@ -24,7 +24,7 @@ class TrainConfig:
     between records. accumulate: parts a batch is cut into. nonfinite: "skip" a step whose loss or
     gradient is not finite, or "abort" (neither reaches a checkpoint). init_from: a workdir whose
     parameters this run starts from, or the folder of a published checkpoint (config.json and
-    safetensors), which also gives every key of model that the config leaves out. sample_every:
+    safetensors); either also gives every key of model that the config leaves out. sample_every:
     steps between samples of text (0: only at the end).
     """
 
@@ -92,8 +92,8 @@ def fill(chosen: ConfigDict) -> ConfigDict:
     source = str(chosen.get("train", {}).get("init_from", ""))
     for name, (key, table) in CHOICES.items():
         section = dict(chosen.get(name, {}))
-        if name == "model" and interop.is_published(source):
-            section = _of_published(source, section)
+        if name == "model" and source:
+            section = _begun(source, section)
         pick = section.pop(key, next(iter(table)))
         one_of(pick, table, f"{name}.{key}")
         whole[name] = {key: pick, **_whole(table[pick].Config, section, name)}
@@ -102,8 +102,13 @@ def fill(chosen: ConfigDict) -> ConfigDict:
     return whole
 
 
-def _of_published(folder: str, section: dict[str, Any]) -> dict[str, Any]:
-    """Returns the model section with the checkpoint's own values for what it leaves out."""
+def _begun(folder: str, section: dict[str, Any]) -> dict[str, Any]:
+    """Returns the model section with the values of what it begins from for what it leaves out."""
+    if not interop.is_published(folder):
+        model = (checkpoint.run_config(folder) or {}).get("model", {})
+        # Another family than the run's takes a part of it (ELECTRA's discriminator).
+        same = section.get("family", model.get("family")) == model.get("family")
+        return {**model, **section} if same else section
     family, published = interop.published_config(folder)
     if section.get("family", family) != family:
         raise UserError(
