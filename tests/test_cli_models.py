@@ -39,8 +39,9 @@ def make_tokenizer(folder: Path, begin: str = "", end: str = "") -> None:
     library.train_from_iterator([TEXT], trainer)
     if begin or end:
         around = [(name, names.index(name)) for name in (begin, end) if name]
+        more = {"pair": f"{begin} $A {end} $B:1 {end}:1".strip()} if end else {}
         library.post_processor = tokenizers.processors.TemplateProcessing(
-            single=f"{begin} $A {end}".strip(), special_tokens=around
+            single=f"{begin} $A {end}".strip(), special_tokens=around, **more
         )
     library.save(str(folder / "tokenizer.json"))
 

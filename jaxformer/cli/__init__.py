@@ -15,6 +15,8 @@ USAGE = """jaxformer COMMAND [flags] [--config.SECTION.KEY=VALUE ...]
   train      --config experiments/x.py [--workdir runs/x]   train, or go on where it stopped
   evaluate   --workdir runs/x [--out texts.jsonl]           loss over the whole validation split,
                                                             and what its task is judged by
+  evaluate   --from DIR --config experiments/x.py           the same of a published checkpoint, on
+                                                            the data of an experiment
   generate   --workdir runs/x --prompt TEXT                 text, as it is written
   embed      --workdir runs/x --text FILE --out FILE.npy    one vector for each line of a file
   perplexity --workdir runs/x --text FILE                   of a text file, with sliding context
@@ -27,8 +29,9 @@ flags
   --config FILE             the experiment; commands on a run read the run's own by default
   --config.SECTION.KEY=V    changes one key of it; --print_config shows them all
   --workdir DIR             the run's folder; for train runs/NAME by default
-  --from DIR                instead of --workdir, in generate, embed, perplexity and visualize
-                            attention: a published checkpoint (config.json, safetensors, tokenizer)
+  --from DIR                instead of --workdir, in evaluate, generate, embed, perplexity and
+                            visualize attention: a published checkpoint (config.json, safetensors,
+                            tokenizer)
   --checkpoint WHICH        latest (default), best, or a step's number
   --prompt TEXT             may be given several times
   --metrics NAMES           of written texts: bleu,chrf (default), rouge

@@ -141,7 +141,21 @@ def load(flags: dict[str, Any], assignments: list[str], command: str) -> Loaded:
         from jaxformer.train import load as loading
 
         return loading.of_run(chosen, params, workdir)
-    for name in ("workdir", "config", "checkpoint"):
+    source = one_source(flags, "workdir", "config", "checkpoint")
+    start_jax(flags["require_platform"])
+    from jaxformer.train import load as loading
+
+    return loading.of_folder(source, assignments)
+
+
+def one_source(flags: dict[str, Any], *others: str) -> Path:
+    """Returns the published folder in --from.
+
+    Raises:
+      UserError: one of the `others` is given too, or the folder is a run's.
+    """
+    folder = flags["from"]
+    for name in others:
         if flags[name]:
             raise UserError(
                 f"--from={folder} and --{name}={flags[name]}: a published folder is all there is; "
@@ -149,7 +163,4 @@ def load(flags: dict[str, Any], assignments: list[str], command: str) -> Loaded:
             )
     if (Path(folder) / "checkpoints").is_dir():
         raise UserError(f"--from={folder} is a run's folder; give --workdir={folder}")
-    start_jax(flags["require_platform"])
-    from jaxformer.train import load as loading
-
-    return loading.of_folder(Path(folder), assignments)
+    return Path(folder)

@@ -1,13 +1,17 @@
-"""Commands on a run of ours: train and evaluate."""
+"""Commands with an experiment: train, and evaluate a run or a published folder."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxformer.cli.flags import RUN, parse, required, restore, start_jax
+from jaxformer.cli.flags import MODEL, one_source, parse, required, restore, start_jax
 from jaxformer.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxformer.train.load import Loaded
+    from jaxformer.train.prepare import Prepared
 
 
 def train(words: list[str]) -> None:
@@ -52,29 +56,25 @@ def _next_commands(workdir: str, chosen: Any) -> tuple[str, ...]:
 
 
 def evaluate(words: list[str]) -> None:
-    """Prints the loss over the validation split, and the scores of the run's task."""
-    flags, assignments = parse(words, *RUN, "--metrics", "--out")
+    """Prints the loss over the validation split, and the scores of the experiment's task."""
+    flags, assignments = parse(words, *MODEL, "--metrics", "--out")
     if flags["out"] and Path(flags["out"]).exists():
         raise UserError(f"--out={flags['out']} is there already; nothing is overwritten")
-    chosen, params, workdir = restore(flags, assignments, "evaluate")
+    run, loaded = (_published if flags["from"] else _trained)(flags, assignments)
     import jax
 
     from jaxformer.evaluate import make_eval_step, tasks
     from jaxformer.parallel import rules
     from jaxformer.train.loop import evaluate_split
-    from jaxformer.train.prepare import prepare
 
-    with chosen.unlocked():
-        chosen.data.tokenizer = str(workdir)  # the run's own, whatever the data would give today
-    run = prepare(chosen, say=print)
-    params = jax.device_put(params, rules.shardings(params, run.mesh))
+    params = jax.device_put(loaded.params, rules.shardings(loaded.params, run.mesh))
     with jax.set_mesh(run.mesh):
         step = jax.jit(make_eval_step(run.loss_fn, seed=run.experiment.seed))
         means = evaluate_split(run, step, params)
     info, read = run.dataset.info, run.experiment.data
     where = read.validation_source or f"validation split of {read.source}"
     print(
-        f"{workdir}: {where}, "
+        f"{flags['from'] or flags['workdir']}: {where}, "
         f"{info.validation_tokens:,} tokens in {info.validation_documents:,} documents"
     )
     for name, value in means.items():
@@ -83,8 +83,8 @@ def evaluate(words: list[str]) -> None:
         return
     asked = tuple((flags["metrics"] or "bleu,chrf").split(","))
     scores, examples = tasks.judge(
-        run.experiment.goal, run.model, params, run.dataset, run.experiment.generate,
-        text_metrics=asked,
+        run.experiment.goal, run.model, params, run.dataset, loaded.generate, text_metrics=asked,
+        suppress_ids=loaded.suppress, first_id=loaded.first,
     )  # fmt: skip
     for name, value in scores.items():
         if name not in means:
@@ -95,6 +95,29 @@ def evaluate(words: list[str]) -> None:
                 row = {"input": given, "output": answer, "reference": right}
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         print(f"wrote {flags['out']}")
+
+
+def _trained(flags: dict[str, Any], assignments: list[str]) -> tuple[Prepared, Loaded]:
+    """Returns the run in --workdir, with its data."""
+    chosen, params, workdir = restore(flags, assignments, "evaluate")
+    from jaxformer.train.load import Loaded
+    from jaxformer.train.prepare import prepare
+
+    with chosen.unlocked():
+        chosen.data.tokenizer = str(workdir)  # the run's own, whatever the data would give today
+    run = prepare(chosen, say=print)
+    writes, reads = run.experiment.generate, run.experiment.data
+    return run, Loaded(run.model, params, run.dataset.tokenizer, writes, reads)
+
+
+def _published(flags: dict[str, Any], assignments: list[str]) -> tuple[Prepared, Loaded]:
+    """Returns the published checkpoint in --from, with the data of the experiment in --config."""
+    folder = one_source(flags, "workdir", "checkpoint")
+    path = required(flags, "config", "evaluate", f"experiments/sst2.py --from {folder}")
+    start_jax(flags["require_platform"])
+    from jaxformer.train import overrides, published
+
+    return published.of_experiment(folder, overrides.load(path), assignments, say=print)
 
 
 def _print_config(config: Any) -> None:

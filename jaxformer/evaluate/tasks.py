@@ -31,6 +31,8 @@ def judge(
     *,
     text_metrics: Sequence[str] = ("bleu", "chrf"),
     most: int = 0,
+    suppress_ids: Sequence[int] = (),
+    first_id: int = -1,
 ) -> tuple[dict[str, float], list[tuple[str, str, str]]]:
     """Runs a trained model over the validation split of its task.
 
@@ -41,13 +43,15 @@ def judge(
       settings: how texts are written (seq2seq).
       text_metrics: of TEXT_METRICS, for written texts.
       most: examples to judge, from the beginning; 0: all.
+      suppress_ids, first_id: of written texts; see generate.
 
     Returns:
       (scores by name, (what was asked, what the model gave, what was right) of each example). Both
       are empty for an objective that has no task.
     """
     if objective == "seq2seq":
-        return _written(model, params, dataset, settings, text_metrics, most)
+        rules = {"suppress_ids": suppress_ids, "first_id": first_id}
+        return _written(model, params, dataset, settings, text_metrics, most, rules)
     if objective == "classify":
         return _classified(model, params, dataset, most)
     if objective == "extractive_qa":
@@ -62,7 +66,7 @@ def _rows(split: Any, most: int) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         yield step * split.batch_size, split.batch(step)
 
 
-def _written(model, params, dataset, settings, text_metrics, most):
+def _written(model, params, dataset, settings, text_metrics, most, rules):
     for name in text_metrics:
         one_of(name, TEXT_METRICS, "metric")
     documents, sources = dataset.documents("validation"), []
@@ -82,7 +86,7 @@ def _written(model, params, dataset, settings, text_metrics, most):
         written = generate.generate(
             model, params, [sources[row] for row in filled], settings,
             eos_ids=[info.end_id] if info.end_id >= 0 else [], start_id=info.start_id,
-            num_ids=tokenizer.vocab_size, decode=tokenizer.decode,
+            num_ids=tokenizer.vocab_size, decode=tokenizer.decode, **rules,
         )  # fmt: skip
         for row, ids in zip(rows, written, strict=False):
             texts[row] = tokenizer.decode(ids).strip()

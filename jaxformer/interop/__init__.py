@@ -3,6 +3,7 @@
 from jaxformer.interop.convert import convert, export
 from jaxformer.interop.huggingface import (
     is_published,
+    label_names,
     load_huggingface,
     published_config,
     save_huggingface,
@@ -15,6 +16,7 @@ __all__ = [
     "convert",
     "export",
     "is_published",
+    "label_names",
     "load_huggingface",
     "published_config",
     "refuse_existing",

@@ -17,7 +17,7 @@ from jaxformer import config as configs
 from jaxformer import models
 from jaxformer.errors import UserError
 from jaxformer.interop import families, place, reader, tokenizers, writer
-from jaxformer.interop.family import Family
+from jaxformer.interop.family import Family, labels
 from jaxformer.interop.matching import match
 from jaxformer.interop.reader import BrokenError, Stored
 from jaxformer.interop.table import Shape, Table, expand
@@ -166,6 +166,18 @@ def published_config(directory: str | os.PathLike[str]) -> tuple[str, Any]:
         reader.refuse(folder, problems)
     config = _our_config(folder, family, hf, stored)
     return models.family_of(config), config
+
+
+def label_names(directory: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Returns the names of a published checkpoint's classes or tags, by their number.
+
+    () where config.json names none, or has numbered names only (LABEL_0).
+    """
+    names = read_config(Path(directory))[1].get("id2label")
+    if not isinstance(names, dict) or set(names) != {str(i) for i in range(len(names))}:
+        return ()
+    found = tuple(str(names[str(i)]) for i in range(len(names)))
+    return () if found == tuple(labels(len(found))["label2id"]) else found
 
 
 def read_config(directory: Path) -> tuple[Family, dict[str, Any]]:

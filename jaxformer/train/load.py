@@ -74,11 +74,7 @@ def of_folder(folder: Path, assignments: list[str]) -> Loaded:
             )
     chosen = overrides.apply(ConfigDict({"model": {"family": family}}), assignments)
     changes = {key: value for key, value in chosen.model.items() if key != "family"}
-    asked = dict(chosen.get("generate", {}))
-    said, suppress, first = _how_it_writes(folder, family)
-    if "temperature" in asked and "num_beams" not in asked:
-        said.pop("num_beams", None)  # beams do not draw: the user's word would have no effect
-    writes = config.build(generate.Config, {**said, **asked}, "generate")
+    writes, suppress, first = writing(folder, family, dict(chosen.get("generate", {})))
     start = {"start_id": getattr(published, "start_id", -1)}
     reads = config.build(data.Config, {**start, **dict(chosen.get("data", {}))}, "data")
     tokenizer = data.load_tokenizer(folder)
@@ -114,8 +110,16 @@ _SEARCH = {
 _DRAW = {name: name for name in ("temperature", "top_k", "top_p", "min_p")}
 
 
-def _how_it_writes(folder: Path, family: str) -> tuple[dict[str, Any], tuple[int, ...], int]:
-    """Returns (keys of generate.Config, ids never written, the first id or -1) of a folder."""
+def writing(
+    folder: Path, family: str, asked: dict[str, Any]
+) -> tuple[generate.Config, tuple[int, ...], int]:
+    """Returns how a published model writes, the ids that it never writes, and its first id or -1.
+
+    Args:
+      folder: its config.json and generation_config.json say so.
+      family: our model's.
+      asked: keys of generate.Config that go before what the files say.
+    """
     said: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
         if (folder / name).is_file():
@@ -137,7 +141,10 @@ def _how_it_writes(folder: Path, family: str) -> tuple[dict[str, Any], tuple[int
             keys[ours] = said[theirs]
     never = [ids[0] for ids in map(_ids, said.get("bad_words_ids") or ()) if len(ids) == 1]
     first = (*_ids(said.get("forced_bos_token_id")), -1)[0]
-    return keys, (*never, *_ids(said.get("suppress_tokens"))), first
+    if "temperature" in asked and "num_beams" not in asked:
+        keys.pop("num_beams", None)  # beams do not draw: the user's word would have no effect
+    writes = config.build(generate.Config, {**keys, **asked}, "generate")
+    return writes, (*never, *_ids(said.get("suppress_tokens"))), first
 
 
 def _ids(value: Any) -> tuple[int, ...]:
