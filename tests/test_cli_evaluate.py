@@ -71,19 +71,23 @@ def evaluated(capsys, *more: str) -> tuple[dict[str, float], list[dict[str, str]
     return {name: float(value) for name, value in scores.items()}, rows
 
 
-NAMES = ("good", "bad", "odd")
+NAMES = ("good", "bad", "odd", "unseen")
 
 
 @pytest.mark.slow
 def test_classes_by_their_names(capsys):
-    """In the checkpoint's order, whatever the order of the data; only the tested file is read."""
+    """In the checkpoint's order, whatever the order of the data, one of them not in the data; and
+    only the tested file is read."""
     theirs = published(
         "BertForSequenceClassification", "BertConfig", **_BERT,
         id2label=dict(enumerate(NAMES)), label2id={name: i for i, name in enumerate(NAMES)},
     )  # fmt: skip
     texts = [f"line {i * 37 % 101} of a text {i}" for i in range(40)]
+    logits = [ask(theirs, text)[0].logits[0] for text in texts]
+    theirs.classifier.bias.data -= sum(logits) / len(logits)  # so that every class is given
+    theirs.save_pretrained("model")
     given = [NAMES[int(ask(theirs, text)[0].logits.argmax())] for text in texts]
-    assert len(set(given)) == 3  # or the test would see nothing
+    assert set(given) == set(NAMES)
     right = [NAMES[i % 3].upper() for i in range(40)]
     lines = [f"{label}\t{text}" for label, text in zip(right, texts)]
     Path("dev.tsv").write_text("label\ttext\n" + "\n".join(lines) + "\n")
@@ -93,10 +97,43 @@ def test_classes_by_their_names(capsys):
     )  # fmt: skip
     scores, rows = evaluated(capsys)
     assert [row["input"] for row in rows] == texts
-    assert [row["output"] for row in rows] == [name.upper() for name in given]
+    assert [row["output"] for row in rows] == [
+        name if name == "unseen" else name.upper() for name in given
+    ]
     assert [row["reference"] for row in rows] == right
     same = np.mean([a.upper() == b for a, b in zip(given, right)])
     assert scores["accuracy"] == pytest.approx(same, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_tags_by_their_names(capsys):
+    names = ("O", "B-X", "I-X")
+    theirs = published(
+        "BertForTokenClassification", "BertConfig", **_BERT, id2label=dict(enumerate(names)),
+        label2id={name: i for i, name in enumerate(names)},
+    )  # fmt: skip
+    right, same, lines = np.random.default_rng(0).integers(0, 3, (20, 4)), [], []
+    for i, tags in enumerate(right):
+        words = ["line", str(i), "of", "text"]
+        import torch
+        import transformers
+
+        library = transformers.PreTrainedTokenizerFast(tokenizer_file="model/tokenizer.json")
+        given = library([words], is_split_into_words=True, return_tensors="pt")
+        with torch.no_grad():
+            answer = theirs(**given).logits[0].argmax(-1).numpy()
+        begins = [given.word_ids(0).index(word) for word in range(4)]
+        same += (answer[begins] == tags).tolist()
+        lines += [f"{word} {names[tag]}" for word, tag in zip(words, tags)] + [""]
+    Path("dev.conll").write_text("\n".join(lines) + "\n")
+    experiment("tag", validation_source="dev.conll", labels="tags", layout="padded", seq_len=32)
+    capsys.readouterr()
+    run("evaluate", "--from=model", "--config=x.py")
+    said = dict(
+        line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  ")
+    )
+    assert 0.1 < np.mean(same) < 0.9
+    assert float(said["accuracy"]) == pytest.approx(np.mean(same), abs=1e-4)
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def place(monkeypatch, tmp_path):
 
 def write_rows() -> None:
     """Writes rows.tsv: a label and a text each."""
-    rows = "".join(f"{i % 2}\tline {i} of many\n" for i in range(80))
+    rows = "".join(f"{('no', 'yes')[i % 2]}\tline {i} of many\n" for i in range(80))
     Path("rows.tsv").write_text("label\ttext\n" + rows)
 
 
@@ -106,6 +106,8 @@ def test_a_published_checkpoint_is_a_starting_point(place, capsys):
     assert cli.main(["evaluate", "--workdir=run"]) == 0
     assert "matthews" in capsys.readouterr().out
     assert cli.main(["convert", "--from=run", "--to=back"]) == 0
+    written = json.loads(Path("back/config.json").read_text())
+    assert written["id2label"] == {"0": "no", "1": "yes"} and written["label2id"]["yes"] == 1
     again, params = interop.load_huggingface("back")
     assert (again.config.num_layers, again.config.width) == (2, 16)
     assert again.config.num_classes == 2

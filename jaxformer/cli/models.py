@@ -104,4 +104,6 @@ def convert(words: list[str]) -> None:
         interop.convert(source, target)
         return
     run = load({**flags, "from": None, "workdir": str(source), "config": None}, [], "convert")
-    interop.export(target, run.model, run.params, run.tokenizer, start=start)
+    interop.export(
+        target, run.model, run.params, run.tokenizer, start=start, class_names=run.data.class_names
+    )

@@ -52,6 +52,9 @@ class Config:
     # label_field is a number; "tags": every word has a tag, in rows with lists or in a CoNLL file
     # (a word a line, its tag in the last column, an empty line between sentences).
     labels: str = ""
+    # The classes or tags in the order of their numbers, those too that no document has; () = those
+    # that the documents have, by name.
+    class_names: tuple[str, ...] = ()
     pad_left: bool = False  # layout "padded": the padding stands first (XLNet)
     # Layouts "seq2seq", whose targets have seq_len tokens: the field of a row with the target, or
     # files whose lines answer those of data.source one by one (both may be globs).
@@ -145,6 +148,11 @@ class Config:
             raise UserError(
                 "data.layout='qa' holds out whole articles, so that no context is in both splits: "
                 "set data.split='auto'"
+            )
+        if self.class_names and self.labels in ("", "value"):
+            raise UserError(
+                f"data.class_names={','.join(self.class_names)} orders classes, and data.labels="
+                f"{self.labels!r} has none; set it to ()"
             )
         if self.labels == "tags" and (self.text_pair_field or self.snippet_lines):
             raise UserError(

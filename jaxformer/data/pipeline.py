@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.data import build, cache, layouts, order, sources, splits, tokenizers
+from jaxformer.data import build, cache, classes, layouts, order, sources, splits, tokenizers
 from jaxformer.data.config import Config
 from jaxformer.data.layouts import Batch, Layout
 from jaxformer.data.reading import Document
@@ -197,8 +197,8 @@ def _dataset(
     tokenizer = tokenizers.restore(
         meta["tokenizer_json"], meta["vocab_size"], meta["specials"], meta["templates"]
     )
-    about, names = meta["splits"], tuple(meta["class_names"])
-    made = {}
+    about, made = meta["splits"], {}
+    names, corpora = classes.arrange(config.class_names, meta["class_names"], corpora)
     for name, corpus in corpora.items():
         training = name == "train"
         layout = layouts.make(config, corpus, tokenizer, training)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxformer.data import Tokenizer
 from jaxformer.interop import families, reader, tokenizers, writer
+from jaxformer.interop.family import labels
 from jaxformer.interop.huggingface import load_huggingface, read_config, save_huggingface
 from jaxformer.models import Model, count_parameters
 
@@ -56,6 +57,7 @@ def export(
     tokenizer: Tokenizer,
     *,
     start: float,
+    class_names: Sequence[str] = (),
     say: Callable[[str], None] = print,
 ) -> None:
     """Writes a model that was trained here, with its tokenizer and the ids of its special tokens.
@@ -66,12 +68,16 @@ def export(
       params: its parameters.
       tokenizer: the run's.
       start: time.perf_counter() of when the work began, for the line that is said.
+      class_names: of its classes or tags, by their number, for whoever reads its answers.
       say: prints lines for the user.
 
     Raises:
       UserError: see save_huggingface.
     """
-    extra = tokenizers.token_ids(tokenizer)
+    extra: dict[str, Any] = dict(tokenizers.token_ids(tokenizer))
+    heads = (getattr(model.config, "num_classes", 0), getattr(model.config, "num_tags", 0))
+    if class_names and len(class_names) in heads:
+        extra |= labels(class_names)
     family = families.of_model(model.config)
     save_huggingface(target, model, params, tokenizer=tokenizer, extra=extra, say=say)
     say(_describe(family.model_type, params, start, target))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxformer.errors import UserError, suggest
@@ -128,9 +128,10 @@ def num_labels(hf: HF) -> int:
     return len(labels) if labels else setting(hf, "num_labels", default=2)
 
 
-def labels(count: int) -> dict[str, Any]:
-    """Returns the keys of config.json that say how many labels there are."""
+def labels(names: int | Sequence[str]) -> dict[str, Any]:
+    """Returns the keys of config.json that tell the labels' names: LABEL_0 ... of a number."""
+    listed = [f"LABEL_{i}" for i in range(names)] if isinstance(names, int) else list(names)
     return {
-        "id2label": {str(i): f"LABEL_{i}" for i in range(count)},
-        "label2id": {f"LABEL_{i}": i for i in range(count)},
+        "id2label": {str(i): name for i, name in enumerate(listed)},
+        "label2id": {name: i for i, name in enumerate(listed)},
     }

@@ -79,8 +79,10 @@ def prepare(chosen: ConfigDict, *, say: Callable[[str], None]) -> Prepared:
     loss_fn = goal.make(experiment.objective, model, dataset.info)
     whole = fill(chosen)
     # What the data decided (the vocabulary, the classes) is kept with the run, so that its model
-    # can be made again without the data.
+    # can be made again without the data, and other data number the classes as these do.
     whole.model.update(dataclasses.asdict(model.config))
+    if dataset.info.class_names:
+        whole.data.class_names = dataset.info.class_names
     return Prepared(whole, experiment, mesh, dataset, model, loss_fn)
 
 

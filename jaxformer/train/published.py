@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from jaxformer import interop
@@ -64,14 +62,14 @@ def of_experiment(
         if asked.data.get("validation_target_source"):
             asked.data.target_source = asked.data.validation_target_source
     run = prepare(asked, say=say)
-    order = _order_of_classes(folder, config, run, say)
+    names = _class_names(folder, config, run, say)
+    if names != run.dataset.info.class_names:
+        asked.data.class_names = names
+        run = prepare(asked, say=say)
     finite.refuse(folder)
     ours = dataclasses.asdict(run.model.config)
     changes = {key: value for key, value in ours.items() if value != getattr(config, key)}
     model, params = interop.load_huggingface(folder, **changes)
-    for head in ("classifier", "tagger"):
-        if order and head in params:
-            params[head] = jax.tree.map(lambda x: x[..., np.asarray(order)], params[head])
     writes, suppress, first = writing(folder, family, dict(asked.get("generate", {})))
     return run, Loaded(
         model, params, run.dataset.tokenizer, writes, run.experiment.data,
@@ -79,12 +77,12 @@ def of_experiment(
     )  # fmt: skip
 
 
-def _order_of_classes(
+def _class_names(
     folder: Path, published: Any, run: Prepared, say: Callable[[str], None]
-) -> list[int]:
-    """Returns which of the checkpoint's classes each class of the data is; [] where it is the same.
+) -> tuple[str, ...]:
+    """Returns the data's classes in the order of the checkpoint's.
 
-    By their names, where config.json has the same as the data in any order; else by their place.
+    By their names, where config.json names all that the data has; else by their place.
     """
     model, ours = run.model.config, run.dataset.info.class_names
     for key, gives in _HEADS.items():
@@ -95,23 +93,22 @@ def _order_of_classes(
                 f"--config.train.init_from={folder}"
             )
     if not ours:
-        return []
+        return ()
     theirs = interop.label_names(folder)
+    spelt = {name.lower(): name for name in ours}  # as the data spell them
+    if spelt.keys() <= {name.lower() for name in theirs}:
+        return tuple(spelt.get(name.lower(), name) for name in theirs)
     count = getattr(published, "num_classes", 0) or getattr(published, "num_tags", 0)
     if len(ours) != count:
         raise UserError(
             f"{folder} tells {count} classes apart{_listed(theirs)}, and "
-            f"data.source={run.experiment.data.source} has {len(ours)}{_listed(ours)}; give "
-            "--config.data.source a file in which each of them stands"
+            f"data.source={run.experiment.data.source} has {len(ours)}{_listed(ours)}; name the "
+            "data's in the checkpoint's order: --config.data.class_names=A,B,..."
         )
-    place = {name.lower(): index for index, name in enumerate(theirs)}
-    if place.keys() == {name.lower() for name in ours}:
-        order = [place[name.lower()] for name in ours]
-        return [] if order == sorted(order) else order
     if theirs:
         pairs = ", ".join(f"{a!r} is {b}" for a, b in zip(ours, theirs, strict=True))
         say(f"the checkpoint's classes by their place: {pairs}")
-    return []
+    return ours
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -107,6 +107,34 @@ def test_long_sentences_keep_all_their_tags(load, tmp_path):
     assert dataset.train.layout.document_R.max() == 17
 
 
+@pytest.mark.parametrize("labels", ["field", "tags"])
+def test_classes_in_a_given_order(load, tmp_path, labels):
+    """One that no document has keeps its number; what has no label stays without one."""
+    names = ("c", "unseen", "a", "b")
+    if labels == "tags":
+        rows = [{"tokens": ["the", "ship"], "tags": ["abc"[i % 3], "c"]} for i in range(30)]
+    else:
+        rows = [{"text": prose(i, 4), "label": "abc"[i % 3]} for i in range(30)]
+    file = write_rows(tmp_path / "x.jsonl", rows)
+    keys = {"layout": "padded", "labels": labels, "split": "tail", "batch_size": 3}
+    by_name = load(file, **keys)
+    ordered = load(file, **keys, class_names=names)
+    assert by_name.info.class_names == ("a", "b", "c")
+    assert (ordered.info.class_names, ordered.info.num_classes) == (names, 4)
+    key = "tags" if labels == "tags" else "labels"
+    for split in ("train", "validation"):
+        plain = every_row(getattr(by_name, split))[key]
+        moved = every_row(getattr(ordered, split))[key]
+        np.testing.assert_array_equal(moved, np.array([2, 3, 0, -1])[plain])
+        assert plain.dtype == moved.dtype
+    assert ordered.info.majority == by_name.info.majority
+    for wrong, told in {("a", "b"): "lacks 'c'", ("a", "b", "c", "a"): "has a name twice"}.items():
+        with pytest.raises(UserError, match=told):
+            load(file, **keys, class_names=wrong)
+    with pytest.raises(UserError, match="data.class_names=a,b orders classes"):
+        load(file, class_names=("a", "b"))
+
+
 BAD = [
     ('{"tokens": ["a"], "tags": ["x", "y"]}', {}, "1 words, but 2 tags"),
     ('{"tokens": "a b", "tags": ["x", "y"]}', {}, "list of words"),
