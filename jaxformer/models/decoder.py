@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import ops
+from jaxformer.models.decoder_sizes import SIZES
 from jaxformer.models.head import Classifier, Head
 from jaxformer.models.model import (
     Batch,
@@ -28,22 +29,14 @@ from jaxformer.modules.config import TransformerConfig
 from jaxformer.modules.embed import Embed, RelativePositions, rotary
 from jaxformer.modules.norm import Norm
 
+__all__ = ["SIZES", "Config", "make"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Config(TransformerConfig):
     """A decoder; see TransformerConfig. num_classes > 0 adds a classifier on the last token."""
 
     num_classes: int = 0
-
-
-# Published sizes (Radford 2019, table 2), for `Config(**SIZES["gpt2"])`.
-_GPT2 = dict(vocab_size=50257, max_length=1024)
-SIZES = {
-    "gpt2": dict(_GPT2, num_layers=12, width=768, num_heads=12),
-    "gpt2_medium": dict(_GPT2, num_layers=24, width=1024, num_heads=16),
-    "gpt2_large": dict(_GPT2, num_layers=36, width=1280, num_heads=20),
-    "gpt2_xl": dict(_GPT2, num_layers=48, width=1600, num_heads=25),
-}
 
 
 def make(config: Config) -> Model:

@@ -83,11 +83,43 @@ class Config(TransformerConfig):
         return {name: size for name, size in sizes.items() if size}
 
 
+# Devlin 2019, section 3; Liu 2019, appendix; Lan 2020, table 1 (the checkpoints of version 2 have
+# no dropout and GELU by tanh); Sanh 2019; Warner 2024, table 4.
 _BERT = dict(vocab_size=30522, num_token_types=2)
+_ROBERTA = dict(
+    vocab_size=50265, num_token_types=1, position_offset=2, norm_epsilon=1e-5, dropout=0.1,
+    attention_dropout=0.1,
+)  # fmt: skip
+_ALBERT = dict(
+    vocab_size=30000, num_token_types=2, embedding_size=128, share_layers=True,
+    activation="gelu_tanh", masked_activation="gelu_tanh", next_sentence_head=True,
+)  # fmt: skip
+_MODERNBERT = dict(
+    vocab_size=50368, max_length=8192, norm_position="pre", norm_bias=False, norm_epsilon=1e-5,
+    first_attention_norm=False, bias=False, gated=True, positions="rope", rope_base=160_000.0,
+    rope_local_base=10000.0, attention_pattern=("global", "local", "local"), window=128,
+    masked_kernel_bias=False,
+)  # fmt: skip
 SIZES = {
     "bert_base": dict(_BERT, num_layers=12, width=768, num_heads=12),
     "bert_large": dict(_BERT, num_layers=24, width=1024, num_heads=16),
-}
+    "roberta_base": dict(_ROBERTA, num_layers=12, width=768, num_heads=12),
+    "roberta_large": dict(_ROBERTA, num_layers=24, width=1024, num_heads=16),
+    "albert_base": dict(_ALBERT, num_layers=12, width=768, num_heads=12),
+    "albert_large": dict(_ALBERT, num_layers=24, width=1024, num_heads=16),
+    "albert_xlarge": dict(_ALBERT, num_layers=24, width=2048, num_heads=16),
+    "albert_xxlarge": dict(_ALBERT, num_layers=12, width=4096, num_heads=64),
+    "distilbert_base": dict(
+        vocab_size=30522, num_layers=6, width=768, num_heads=12, dropout=0.1,
+        attention_dropout=0.1, pooler_activation="relu",
+    ),
+    "modernbert_base": dict(
+        _MODERNBERT, num_layers=22, width=768, num_heads=12, feed_forward=1152
+    ),
+    "modernbert_large": dict(
+        _MODERNBERT, num_layers=28, width=1024, num_heads=16, feed_forward=2624
+    ),
+}  # fmt: skip
 
 
 def make(config: Config) -> Model:
