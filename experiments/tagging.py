@@ -7,9 +7,9 @@
 
 FOLDER holds config.json and safetensors of any published encoder, best a cased one. A line of the
 files is a word, …, its tag; an empty line ends a sentence. Rows of .jsonl with the lists tokens and
-tags do as well. Accuracy counts words (each at its first piece), not whole names. Time and score:
-not trained here, checked by two steps (8 s) on a CPU; BERT base has an F1 of 96.4 % in names on
-eng.testa (Devlin 2019, table 7).
+tags do as well. Training shows the accuracy of words (each at its first piece); evaluate counts
+whole names, too. Time and score: not trained here, checked by two steps (8 s) on a CPU; BERT base
+has an F1 of 96.4 % in names on eng.testa (Devlin 2019, table 7).
 """
 
 from ml_collections import ConfigDict

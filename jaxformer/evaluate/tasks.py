@@ -15,11 +15,11 @@ import numpy as np
 
 from jaxformer import generate
 from jaxformer.errors import one_of
-from jaxformer.evaluate import metrics, squad
+from jaxformer.evaluate import entities, metrics, squad
 from jaxformer.objectives.extractive_qa import span_logits
 
 TEXT_METRICS = ("bleu", "chrf", "rouge")
-TASKS = ("seq2seq", "classify", "extractive_qa")
+TASKS = ("seq2seq", "classify", "tag", "extractive_qa")
 
 
 def judge(
@@ -54,6 +54,8 @@ def judge(
         return _written(model, params, dataset, settings, text_metrics, most, rules)
     if objective == "classify":
         return _classified(model, params, dataset, most)
+    if objective == "tag":
+        return _tagged(model, params, dataset, most)
     if objective == "extractive_qa":
         return _answered(model, params, dataset, most)
     return {}, []
@@ -126,6 +128,31 @@ def _classified(model, params, dataset, most):
     layout, documents = dataset.validation.layout, dataset.documents("validation")
     asked = [documents[layout.document_R[row]].text for row in range(len(given))]
     return scores, [(a, str(g), str(r)) for a, g, r in zip(asked, given, right, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _tags(model, params, batch):
+    hidden_BTD = model.apply(params, batch).hidden_BTD
+    return model.readout(params, hidden_BTD, "tagger").argmax(axis=-1)
+
+
+def _tagged(model, params, dataset, most):
+    documents, layout = dataset.documents("validation"), dataset.validation.layout
+    names = dataset.info.class_names
+    given: dict[int, list[str]] = defaultdict(list)  # of a long text, row after row
+    right: dict[int, list[str]] = defaultdict(list)
+    for first, batch in _rows(dataset.validation, most):
+        tags_BT = np.asarray(_tags(model, params, batch))
+        for place in np.flatnonzero(batch["segment_ids"].any(axis=1)).tolist():
+            document, words_T = int(layout.document_R[first + place]), batch["tags"][place] >= 0
+            given[document] += [names[tag] for tag in tags_BT[place][words_T]]
+            right[document] += [names[tag] for tag in batch["tags"][place][words_T]]
+    flat = [tag for number in right for tag in given[number]]
+    scores = dict(metrics.accuracy(flat, [tag for tags in right.values() for tag in tags]))
+    if entities.are_spans(names):
+        scores |= entities.score(list(given.values()), list(right.values()))
+    told = [(documents[n].text, " ".join(given[n]), " ".join(right[n])) for n in right]
+    return scores, told
 
 
 @functools.partial(jax.jit, static_argnums=0)

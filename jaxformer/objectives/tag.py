@@ -1,7 +1,7 @@
 """Token classification: a tag for each token, such as a part of speech or a named entity.
 
-Entities are scored on the host, where words are known: here each tagged token counts alike. B
-batch, T time, C tags.
+Names are scored whole where words are known (evaluate/entities.py): here each tagged token counts
+alike. B batch, T time, C tags.
 """
 
 from __future__ import annotations
