@@ -9,8 +9,8 @@
 FOLDER holds config.json and safetensors. The files have no header and the columns source, label,
 mark, sentence: 8,551 to learn from, 527 to test on, of which 69 % are acceptable.
 
-Time and score: not trained here, checked by two steps (8 s) on a CPU. BERT base has a
-Matthews correlation of 52.1 % on GLUE's test set (Devlin 2019, table 1).
+Time: 7.4 minutes on 2 CPU cores that did other work too. Score, one seed: Matthews 0.288, accuracy
+0.731. BERT base has a Matthews correlation of 52.1 % on GLUE's test set (Devlin 2019, table 1).
 """
 
 from ml_collections import ConfigDict
