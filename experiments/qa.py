@@ -4,6 +4,8 @@
     jaxformer train --config experiments/qa.py --config.train.init_from=FOLDER \\
         --config.data.tokenizer=FOLDER --config.data.source=xquad.en.json
     jaxformer evaluate --workdir runs/qa --out answers.jsonl
+    jaxformer evaluate --from FOLDER --config experiments/qa.py \\
+        --config.data.validation_source=dev-v1.1.json      of one that answers already
 
 FOLDER holds config.json and safetensors; the file is JSON in SQuAD's form (Rajpurkar 2016). Whole
 articles are held out, so no context is seen twice; data.validation_source names a file instead.

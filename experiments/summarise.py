@@ -3,6 +3,8 @@
     jaxformer train --config experiments/summarise.py --config.train.init_from=FOLDER \\
         --config.data.tokenizer=FOLDER --config.data.source=train.jsonl
     jaxformer evaluate --workdir runs/summarise --metrics rouge --out summaries.jsonl
+    jaxformer evaluate --from FOLDER --config experiments/summarise.py --metrics rouge \\
+        --config.data.validation_source=test.jsonl             of one that summarises already
     ... --config.data.source=hf:EdinburghNLP/xsum                  from the hub
     ... --config.data.source_prefix='summarize: '                  for a T5
 
