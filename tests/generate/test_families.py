@@ -281,14 +281,17 @@ def test_generate(name):
 
 
 @SLOW
-@pytest.mark.parametrize("name,stop", [("llama", 5), ("t5", 24), ("lstm luong", 9)])
-def test_beam_search(name, stop):
+@pytest.mark.parametrize("name,stop,penalty", [
+    ("llama", 5, 0.6), ("t5", 24, 0.6), ("lstm luong", 9, 0.6),
+    ("lstm luong", 18, 2.0),  # a row that has ended could find a longer and better text
+])  # fmt: skip
+def test_beam_search(name, stop, penalty):
     """Rows that end at their own times, each at the text it finds alone."""
     made = make(name)
-    settings = Config(max_new_tokens=M, num_beams=3, length_penalty=0.6, no_repeat_ngram=3)
+    settings = Config(max_new_tokens=M, num_beams=3, length_penalty=penalty, no_repeat_ngram=3)
     together = generate(*made, PROMPTS, settings, eos_ids=[stop])
     assert len({len(row) for row in together}) == len(PROMPTS)
-    for prompt, row in zip(PROMPTS[:3], together):
+    for prompt, row in zip(PROMPTS, together):
         assert generate(*made, [prompt], settings, eos_ids=[stop]) == [row]
 
 
