@@ -81,8 +81,12 @@ def attention_maps(
             axes.set_yticks(range(T), [_visible(token) for token in queries], **font)
         fig.supxlabel("key: attended to", fontsize=9, color=INK)
     else:
+        # WordPiece's tokens do not hold the blanks between words.
+        between = "" if any(" " in token for token in tokens) else " "
         words = textwrap.shorten(
-            "".join(map(_visible, tokens)), width=int(fig.get_figwidth() * 11), placeholder=" …"
+            between.join(map(_visible, tokens)),
+            width=int(fig.get_figwidth() * 11),
+            placeholder=" …",
         )
         fig.supxlabel(f"key: attended to   {words}", fontsize=8, color=INK)
     fig.supylabel("query", fontsize=9, color=INK)
