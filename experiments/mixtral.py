@@ -8,8 +8,9 @@ Mixtral 8x7B has num_layers=32, width=4096, num_heads=32, num_kv_heads=8, feed_f
 max_length=32768, rope_base=1e6 and 32,000 tokens. How it was trained is not published; here as
 Llama was.
 
-Time and score: not trained here, checked by two steps (8 s) on a CPU. Mixtral
-8x7B has an accuracy of 70.6 % on MMLU (Jiang 2024, table 2).
+Time: 12 minutes on 2 CPU cores that did other work too; on a CPU the grouped product costs as much
+as all experts for all tokens. Score, one seed: validation loss 3.860 nats a token, 1.608 bits per
+byte. Mixtral 8x7B has an accuracy of 70.6 % on MMLU (Jiang 2024, table 2).
 """
 
 from ml_collections import ConfigDict
