@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import tempfile
 from pathlib import Path
+
+import jax
 
 from tests.parity.case import GRADIENTS, LOGITS, Row, measure
 from tests.parity.families import CASES
@@ -35,6 +38,10 @@ def main(families: list[str]) -> int:
     for case in CASES:
         if families and case.family.lower() not in [name.lower() for name in families]:
             continue
+        # Compiled programs hold memory mappings, of which Linux allows a process 65,530: with those
+        # of a hundred cases the next compile would abort.
+        jax.clear_caches()
+        gc.collect()
         with tempfile.TemporaryDirectory() as folder:
             try:
                 row = measure(case, Path(folder))
