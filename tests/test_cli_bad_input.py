@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxformer import cli
 from jaxformer.interop import finite
+from jaxformer.train.records import read_records
 from tests.test_cli_models import TEXT, make_decoder, make_encoder, make_tokenizer
 
 WEIGHTS, INDEX = Path("model/model.safetensors"), Path("model/model.safetensors.index.json")
@@ -182,14 +183,19 @@ def test_what_does_not_fit(words, expected, capsys):
 def test_a_special_token_without_a_row_is_harmless(capsys):
     """Gemma 3's tokenizer has one for images, which the text model lacks: no text becomes it."""
     make_decoder(Path("model"))
-    Path("text.txt").write_text("of <image> words " * 9)
-    said = []
-    for _ in range(2):
+    Path("text.txt").write_text("of <image> words " * 300)
+    said, losses = [], []
+    for run in ("before", "after"):
+        words = COMMANDS["train"].replace("=new", f"={run}").split()
+        assert cli.main([*words, "--config.generate.max_new_tokens=4"]) == 0
+        losses.append([record["loss"] for record in read_records(run)])
+        assert cli.main(["evaluate", "--from=model", "--config=experiment.py"]) == 0
+        capsys.readouterr()
         assert cli.main(["perplexity", "--from=model", "--text=text.txt"]) == 0
         assert cli.main([*COMMANDS["generate"].split(), "--prompt", "of <image> words"]) == 0
         said.append(capsys.readouterr().out.split("\n", 1)[1])  # the first line tells the time
         add_tokens("<image>", special=True)
-    assert said[0] == said[1]
+    assert said[0] == said[1] and losses[0] == losses[1]
 
 
 def test_a_prompt_longer_than_the_positions(capsys):

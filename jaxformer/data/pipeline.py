@@ -34,6 +34,7 @@ class Info:
     bos_id: int
     eos_id: int
     special_ids: tuple[int, ...]
+    num_rows: int  # that an embedding needs; a special token that nothing becomes may lie beyond
     num_classes: int  # of labels or of tags; 0 without
     class_names: tuple[str, ...]
     majority: float  # the share of the largest class in the validation split: what guessing gets
@@ -230,6 +231,7 @@ def _dataset(
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         special_ids=tokenizer.special_ids,
+        num_rows=tokenizer.num_rows,
         num_classes=len(names),
         class_names=names,
         majority=_majority(corpora["validation"]) if names else 0.0,

@@ -214,12 +214,12 @@ def make_model(experiment: Experiment, info: data.Info) -> Model:
         data's targets do not begin with.
     """
     wanted = experiment.model.vocab_size or info.vocab_size
-    if wanted < info.vocab_size:
+    if wanted < info.num_rows:
         mend = "model.vocab_size=0 to take the tokenizer's"
         if source := experiment.train.init_from:
             mend = f"data.tokenizer={source} to take the checkpoint's"
         raise UserError(
-            f"model.vocab_size={wanted} is smaller than the tokenizer's {info.vocab_size}; "
+            f"model.vocab_size={wanted} is smaller than the tokenizer's {info.num_rows}; "
             f"set --config.{mend}"
         )
     start = getattr(experiment.model, "start_id", -1)

@@ -88,17 +88,10 @@ def of_folder(folder: Path, assignments: list[str]) -> Loaded:
 
 def _refuse_too_large(tokenizer: data.Tokenizer, model: Any, folder: Path) -> None:
     rows = getattr(model, "source_vocab_size", 0) or model.vocab_size
-    roles = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
-    read = {getattr(tokenizer, f"{role}_id") for role in roles}
-    for template in tokenizer.templates or ():
-        read |= {*template.prefix, *template.middle, *template.suffix}
-    # A special token that no text can become may lie beyond: Gemma 3's for images does.
-    unread = set(tokenizer.special_ids) - read
-    highest = max(set(range(rows, tokenizer.vocab_size)) - unread, default=-1)
-    if highest >= rows:
+    if tokenizer.num_rows > rows:
         raise UserError(
-            f"{folder}: its tokenizer has ids up to {highest}, but the embedding has {rows} rows "
-            "(vocab_size); this tokenizer belongs to another model"
+            f"{folder}: its tokenizer has ids up to {tokenizer.num_rows - 1}, but the embedding "
+            f"has {rows} rows (vocab_size); this tokenizer belongs to another model"
         )
 
 

@@ -208,3 +208,17 @@ class Tokenizer:
         while (name := SENTINEL.format(len(found))) in self.specials:
             found.append(self.specials[name])
         return tuple(found)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that an embedding needs, for all ids that a text and what stands around it become.
+
+        A special token that nothing becomes may lie beyond: Gemma 3's for images does.
+        """
+        read = {*self.sentinel_ids, *(self._id(role) for role in NAMES)}
+        for template in self.templates or ():
+            read |= {*template.prefix, *template.middle, *template.suffix}
+        unread, rows = set(self.special_ids) - read, self.vocab_size
+        while rows - 1 in unread:
+            rows -= 1
+        return rows
