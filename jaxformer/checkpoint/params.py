@@ -82,9 +82,8 @@ def run_config(path: str | os.PathLike[str]) -> dict[str, Any] | None:
         folder, found = steps.find(os.fspath(path))
     except UserError:
         return None
-    for step in reversed(found or [-1]):
+    for at in [os.path.join(folder, str(step)) for step in reversed(found)] or [folder]:
         with contextlib.suppress(DamagedError):
-            at = os.path.join(folder, str(step)) if found else folder
             return steps.read_meta(at)["run_config"]
     return None
 

@@ -6,6 +6,7 @@ B batch, S source time, T target time, L layers, D model width, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,13 @@ _BART = dict(
     vocab_size=50265, max_length=1024, positions="learned", position_offset=2, activation="gelu",
     embed_norm=True, embed_scale=False, head_bias=True, start_id=2,
 )  # fmt: skip
+
+
+def _t5(layers: int, width: int, heads: int, feed_forward: int, **more: int) -> dict[str, Any]:
+    shape = dict(num_layers=layers, width=width, num_heads=heads, feed_forward=feed_forward)
+    return {**_T5, **shape, "logit_scale": width**-0.5, **more}
+
+
 # Vaswani 2017, table 3; Lewis 2020, section 4; Raffel 2020, section 3.7, and the release of T5 1.1,
 # whose sizes Flan has too; Tiedemann 2020 (Marian). A vocab_size of 0 is the tokenizer's.
 SIZES = {
@@ -79,33 +87,11 @@ SIZES = {
     "transformer_big": dict(num_layers=6, width=1024, num_heads=16, feed_forward=4096, dropout=0.3),
     "bart_base": dict(_BART, num_layers=6, width=768, num_heads=12),
     "bart_large": dict(_BART, num_layers=12, width=1024, num_heads=16),
-    "t5_small": dict(
-        _T5, num_layers=6, width=512, num_heads=8, feed_forward=2048, logit_scale=512**-0.5
-    ),
-    "t5_base": dict(
-        _T5, num_layers=12, width=768, num_heads=12, feed_forward=3072, logit_scale=768**-0.5
-    ),
-    "t5_large": dict(
-        _T5, num_layers=24, width=1024, num_heads=16, feed_forward=4096, logit_scale=1024**-0.5
-    ),
-    "t5_3b": dict(
-        _T5,
-        num_layers=24,
-        width=1024,
-        num_heads=32,
-        head_dim=128,
-        feed_forward=16384,
-        logit_scale=1024**-0.5,
-    ),
-    "t5_11b": dict(
-        _T5,
-        num_layers=24,
-        width=1024,
-        num_heads=128,
-        head_dim=128,
-        feed_forward=65536,
-        logit_scale=1024**-0.5,
-    ),
+    "t5_small": _t5(6, 512, 8, 2048),
+    "t5_base": _t5(12, 768, 12, 3072),
+    "t5_large": _t5(24, 1024, 16, 4096),
+    "t5_3b": _t5(24, 1024, 32, 16384, head_dim=128),
+    "t5_11b": _t5(24, 1024, 128, 65536, head_dim=128),
     "t5_v1_1_small": dict(
         _T5_1_1, num_layers=8, width=512, num_heads=6, head_dim=64, feed_forward=1024
     ),
@@ -114,18 +100,10 @@ SIZES = {
     "t5_v1_1_xl": dict(_T5_1_1, num_layers=24, width=2048, num_heads=32, feed_forward=5120),
     "t5_v1_1_xxl": dict(_T5_1_1, num_layers=24, width=4096, num_heads=64, feed_forward=10240),
     "opus_mt": dict(
-        num_layers=6,
-        width=512,
-        num_heads=8,
-        feed_forward=2048,
-        max_length=512,
-        activation="silu",
-        positions="sinusoidal",
-        head_bias=True,
-        init="normal",
-        dropout=0.1,
+        num_layers=6, width=512, num_heads=8, feed_forward=2048, max_length=512,
+        activation="silu", positions="sinusoidal", head_bias=True, init="normal", dropout=0.1,
     ),
-}
+}  # fmt: skip
 
 
 def make(config: Config) -> Model:

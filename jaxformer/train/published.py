@@ -62,6 +62,7 @@ def of_experiment(
         if asked.data.get("validation_target_source"):
             asked.data.target_source = asked.data.validation_target_source
     run = prepare(asked, say=say)
+    _refuse_missing_head(folder, config, run)
     names = _class_names(folder, config, run, say)
     if names != run.dataset.info.class_names:
         asked.data.class_names = names
@@ -77,6 +78,16 @@ def of_experiment(
     )  # fmt: skip
 
 
+def _refuse_missing_head(folder: Path, published: Any, run: Prepared) -> None:
+    for key, gives in _HEADS.items():
+        if getattr(run.model.config, key, 0) and not getattr(published, key, 0):
+            raise UserError(
+                f"{folder} has no head for {gives}, which objective.name={run.experiment.goal} "
+                "asks for; train one: jaxformer train --config EXPERIMENT "
+                f"--config.train.init_from={folder}"
+            )
+
+
 def _class_names(
     folder: Path, published: Any, run: Prepared, say: Callable[[str], None]
 ) -> tuple[str, ...]:
@@ -84,14 +95,7 @@ def _class_names(
 
     By their names, where config.json names all that the data has; else by their place.
     """
-    model, ours = run.model.config, run.dataset.info.class_names
-    for key, gives in _HEADS.items():
-        if getattr(model, key, 0) and not getattr(published, key, 0):
-            raise UserError(
-                f"{folder} has no head for {gives}, which objective.name={run.experiment.goal} "
-                "asks for; train one: jaxformer train --config EXPERIMENT "
-                f"--config.train.init_from={folder}"
-            )
+    ours = run.dataset.info.class_names
     if not ours:
         return ()
     theirs = interop.label_names(folder)
