@@ -9,13 +9,17 @@ Shapes: B batch, N heads, T queries, S keys, t and s the queries and keys of one
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-# Consecutive indices: a Python range (static) or an int32 array (possibly traced).
-Index = Any
+from jaxformer.ops.indices import Index, Run, as_array, lengthen, take
+
+__all__ = [
+    "Index", "Mask", "Run", "as_array", "block_of_array", "causal", "explicit", "four_axes",
+    "key_range", "lengthen", "lengthen_array", "lengths", "materialise", "parts", "prefix",
+    "pytree", "segments", "sinks", "take", "window",
+]  # fmt: skip
 
 
 class Mask:
@@ -25,6 +29,11 @@ class Mask:
         if not isinstance(other, Mask):
             return NotImplemented
         return Both(self, other)
+
+    def __or__(self, other: Mask) -> Mask:
+        if not isinstance(other, Mask):
+            return NotImplemented
+        return Either(self, other)
 
     def block(self, q_index_t: Index, k_index_s: Index) -> jax.Array:
         """Returns bool [B|1, N|1, t, s] for these query and key indices."""
@@ -91,6 +100,32 @@ class Both(Mask):
 
 @pytree
 @dataclasses.dataclass(frozen=True, eq=False)
+class Either(Mask):
+    """What one of the masks allows."""
+
+    left: Mask
+    right: Mask
+
+    def block(self, q_index_t, k_index_s):
+        return self.left.block(q_index_t, k_index_s) | self.right.block(q_index_t, k_index_s)
+
+    def range(self, q_start, q_stop, num_keys):
+        a, b = (
+            key_range(self.left, q_start, q_stop, num_keys),
+            key_range(self.right, q_start, q_stop, num_keys),
+        )
+        if a[0] == a[1] or b[0] == b[1]:
+            return b if a[0] == a[1] else a
+        return min(a[0], b[0]), max(a[1], b[1])
+
+    def padded(self, num_queries, num_keys):
+        return Either(
+            self.left.padded(num_queries, num_keys), self.right.padded(num_queries, num_keys)
+        )
+
+
+@pytree
+@dataclasses.dataclass(frozen=True, eq=False)
 class Causal(Mask):
     offset: int | jax.Array = 0
 
@@ -116,6 +151,19 @@ class Window(Mask):
         if not isinstance(self.offset, int):
             return 0, num_keys
         return q_start + self.offset - self.left, q_stop + self.offset + self.right
+
+
+@pytree
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sinks(Mask):
+    number: int
+
+    def block(self, q_index_t, k_index_s):
+        visible_1s = _column(k_index_s) < self.number
+        return jnp.broadcast_to(visible_1s, (len(q_index_t), len(k_index_s)))[None, None]
+
+    def range(self, q_start, q_stop, num_keys):
+        return 0, self.number
 
 
 @pytree
@@ -195,6 +243,20 @@ def window(left: int, right: int = 0, offset: int | jax.Array = 0) -> Mask:
     return Window(left, right, offset)
 
 
+def sinks(number: int) -> Mask:
+    """The first keys of the line: `causal() & (window(w) | sinks(4))` (Xiao et al., 2024, sec. 3).
+
+    Args:
+      number: keys that count as sinks; 0 or more.
+
+    Raises:
+      ValueError: a negative number.
+    """
+    if number < 0:
+        raise ValueError(f"sinks: the number of keys must be >= 0, not {number}")
+    return Sinks(number)
+
+
 def prefix(lengths_B: jax.Array) -> Mask:
     """All see the prefix s < length; beyond it each sees its past (Raffel et al., 2020, fig. 4).
 
@@ -248,6 +310,13 @@ def materialise(mask: Mask, num_queries: int, num_keys: int) -> jax.Array:
     return jnp.broadcast_to(mask_BNTS, (*mask_BNTS.shape[:2], num_queries, num_keys))
 
 
+def parts(mask: Mask | None) -> list[Mask]:
+    """Returns what `&` joined, in order; nothing for None."""
+    if mask is None:
+        return []
+    return parts(mask.left) + parts(mask.right) if isinstance(mask, Both) else [mask]
+
+
 def key_range(mask: Mask | None, q_start: int, q_stop: int, num_keys: int) -> tuple[int, int]:
     """Static bounds: keys outside [lo, hi) are surely masked for queries q_start <= t < q_stop.
 
@@ -280,32 +349,9 @@ def lengthen_array(x_BNTS: jax.Array, num_queries: int, num_keys: int) -> jax.Ar
     return lengthen(x_BNTS, 3, num_keys) if x_BNTS.shape[3] != 1 else x_BNTS
 
 
-def lengthen(x: jax.Array, axis: int, length: int) -> jax.Array:
-    """Returns `x` with zeros at the end of `axis`, up to `length`."""
-    if x.shape[axis] == length:
-        return x
-    widths = [(0, 0)] * x.ndim
-    widths[axis] = (0, length - x.shape[axis])
-    return jnp.pad(x, widths)
-
-
-def take(x: jax.Array, index: Index, axis: int) -> jax.Array:
-    """Returns the slice of `x` at consecutive indices along `axis`."""
-    if isinstance(index, range):
-        return jax.lax.slice_in_dim(x, index.start, index.stop, axis=axis)
-    return jax.lax.dynamic_slice_in_dim(x, index[0], len(index), axis=axis)
-
-
 def _row(q_index_t: Index) -> jax.Array:
     return as_array(q_index_t)[:, None]
 
 
 def _column(k_index_s: Index) -> jax.Array:
     return as_array(k_index_s)[None, :]
-
-
-def as_array(index: Index) -> jax.Array:
-    """Returns a range or an index array as an int32 array."""
-    if isinstance(index, range):
-        return jnp.arange(index.start, index.stop, dtype=jnp.int32)
-    return index

@@ -12,7 +12,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxformer.ops.masks import Index, as_array, pytree
+from jaxformer.ops.indices import Index, are_consecutive, as_array
+from jaxformer.ops.masks import pytree
 
 
 def sinusoidal(
@@ -82,17 +83,22 @@ class T5RelativeBias:
     offset: int | jax.Array = 0
 
     def block(self, q_index_t: Index, k_index_s: Index) -> jax.Array:
-        # The indices are consecutive, so the block is constant along its diagonals: look up one
-        # value a diagonal, and lay them out with row i starting at diagonal t - 1 - i. Both this
-        # and its gradient are plain copies and sums, where table[bucket_ts] would scatter.
+        U, max_distance = self.table_UN.shape[0], self.max_distance
+        if not (are_consecutive(q_index_t) and are_consecutive(k_index_s)):
+            far_ts = _relative(q_index_t, k_index_s, self.offset)
+            bucket_ts = t5_bucket(
+                far_ts, U, bidirectional=self.bidirectional, max_distance=max_distance
+            )
+            return jnp.moveaxis(self.table_UN[bucket_ts].astype(jnp.float32), 2, 0)[None]
+        # The block of consecutive places is constant along its diagonals: look up one value a
+        # diagonal, and lay them out with row i starting at diagonal t - 1 - i. Both this and its
+        # gradient are plain copies and sums, where table[bucket_ts] would scatter.
         t, s = len(q_index_t), len(k_index_s)
         nearest = as_array(k_index_s)[0] - as_array(q_index_t)[-1] - self.offset
         bucket_r = t5_bucket(
-            nearest + jnp.arange(t + s - 1),
-            self.table_UN.shape[0],
-            bidirectional=self.bidirectional,
-            max_distance=self.max_distance,
-        )
+            nearest + jnp.arange(t + s - 1), U,
+            bidirectional=self.bidirectional, max_distance=max_distance,
+        )  # fmt: skip
         bias_Nr = self.table_UN[bucket_r].T.astype(jnp.float32)
         if t == 1:
             return bias_Nr[None, :, None]

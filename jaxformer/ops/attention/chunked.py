@@ -257,9 +257,9 @@ def _key_chunks(setting: Setting, mask: Mask | None, T: int, S: int) -> tuple[ja
     return jnp.array(first, jnp.int32), jnp.array(last, jnp.int32)
 
 
-def _indices(setting: Setting, i: jax.Array, j: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _indices(setting: Setting, i: jax.Array, j: jax.Array) -> tuple[masks.Run, masks.Run]:
     t, s = setting.query_chunk, setting.key_chunk
-    return i * t + jnp.arange(t), j * s + jnp.arange(s)
+    return masks.Run(i * t, t), masks.Run(j * s, s)
 
 
 def _dropped(setting: Setting, key: jax.Array | None, i, j, x_BKGts: jax.Array) -> jax.Array:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxformer.ops.masks import Both, Causal, Lengths, Mask, Window
+from jaxformer.ops import masks
+from jaxformer.ops.masks import Causal, Lengths, Mask, Window
 
 
 class Expressed(NamedTuple):
@@ -84,7 +85,7 @@ def why_not(
 def express(mask: Mask | None, num_queries: int, num_keys: int) -> Expressed | str:
     """Returns the mask in cuDNN's words, or the reason why it has none."""
     causal, window, lengths_B = False, None, None
-    for part in _parts(mask):
+    for part in masks.parts(mask):
         if isinstance(part, Lengths):
             shorter = part.kv_lengths_B.astype(jnp.int32)
             lengths_B = shorter if lengths_B is None else jnp.minimum(lengths_B, shorter)
@@ -117,9 +118,3 @@ def gpu_capability() -> float:
         return float(device.compute_capability)
     except ValueError:  # an AMD GPU calls itself gfx90a or the like
         return 0.0
-
-
-def _parts(mask: Mask | None) -> list[Mask]:
-    if mask is None:
-        return []
-    return _parts(mask.left) + _parts(mask.right) if isinstance(mask, Both) else [mask]
