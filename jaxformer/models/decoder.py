@@ -23,7 +23,7 @@ from jaxformer.models.model import (
     empty_cache,
     positions_of,
 )  # fmt: skip
-from jaxformer.modules import stack
+from jaxformer.modules import stack, variants
 from jaxformer.modules.block import Block
 from jaxformer.modules.config import TransformerConfig
 from jaxformer.modules.embed import Embed, RelativePositions, rotary
@@ -41,6 +41,8 @@ class Config(TransformerConfig):
 
 def make(config: Config) -> Model:
     """Returns the decoder as pure functions; see Model."""
+    variants.check(config, causal=True)
+    variant = variants.parse(config.attention)
     block, embed = Block(config), Embed(config)
     # A post-norm stack ends in a norm already.
     final_norm = None if config.norm_position == "post" else Norm(config)
@@ -54,7 +56,7 @@ def make(config: Config) -> Model:
         turn = rotary(config, jnp.zeros((1, 2), jnp.int32))
         params = {
             "embed": embed.init(keys[0], tokens, tokens)["params"],
-            "layers": stack.init(block, keys[1], x_BTD, rotary=turn),
+            "layers": stack.init(block, keys[1], x_BTD, rotary=turn, mask=ops.masks.causal()),
             "final_norm": final_norm.init(keys[2], x_BTD).get("params", {}) if final_norm else {},
             "relative": relative.init(keys[3]).get("params", {}),
             "head": head.init(keys[4]).get("params", {}),
@@ -84,6 +86,9 @@ def make(config: Config) -> Model:
         elif segment_ids is not None:
             mask = mask & ops.masks.segments(segment_ids)
         start = 0 if index is None else index
+        if cache is not None and variant is not None and variant.kind.HAS_STATE:
+            # What came before is in the state; the mask is about these tokens.
+            mask = ops.masks.causal() & ops.masks.segments((fresh != 0).astype(jnp.int32))
         bias = relative.apply({"params": params.get("relative", {})}, start)
         of_kind = {"global": {"mask": mask, "rotary": rotary(config, positions_BT)}}
         if config.window:
@@ -95,7 +100,7 @@ def make(config: Config) -> Model:
             cache=cache, index=index, key=keys[1], return_hidden=return_hidden,
             return_attention=return_attention, of_kind=of_kind,
             segment_ids_BT=segment_ids if config.short_conv else None,
-            bias=bias,
+            bias=bias, offset=start, global_BT=batch.get("global_tokens"),
         )  # fmt: skip
         hidden = out.x_BTD
         if final_norm is not None:

@@ -14,7 +14,7 @@ from jaxformer import ops
 from jaxformer.errors import UserError, one_of
 from jaxformer.models.head import Classifier, Head, MaskedHead, Pooler
 from jaxformer.models.model import Batch, Model, Output, Params, checked, positions_of
-from jaxformer.modules import stack
+from jaxformer.modules import stack, variants
 from jaxformer.modules.block import Block
 from jaxformer.modules.config import TransformerConfig
 from jaxformer.modules.embed import Embed, RelativePositions, rotary
@@ -124,6 +124,7 @@ SIZES = {
 
 def make(config: Config) -> Model:
     """Returns the encoder as pure functions; see Model."""
+    variants.check(config, causal=False)
     block, embed = Block(config), Embed(config, config.num_token_types)
     # A post-norm stack ends in a norm already.
     final_norm = None if config.norm_position == "post" else Norm(config)
@@ -187,6 +188,7 @@ def make(config: Config) -> Model:
             block, params["layers"], x_BTD, key=keys[1], return_hidden=return_hidden,
             return_attention=return_attention, of_kind=of_kind,
             bias=relative.apply({"params": params.get("relative", {})}),
+            global_BT=batch.get("global_tokens"),
         )  # fmt: skip
         hidden = out.x_BTD
         if final_norm is not None:

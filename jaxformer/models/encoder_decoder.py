@@ -24,7 +24,7 @@ from jaxformer.models.model import (
     empty_cache,
     positions_of,
 )  # fmt: skip
-from jaxformer.modules import stack
+from jaxformer.modules import stack, variants
 from jaxformer.modules.block import Block
 from jaxformer.modules.config import TransformerConfig
 from jaxformer.modules.embed import Embed, RelativePositions, rotary
@@ -108,8 +108,10 @@ SIZES = {
 
 def make(config: Config) -> Model:
     """Returns the encoder-decoder as pure functions; see Model."""
+    variants.check(config, causal=False)
+    # The source may be long, and is what model.attention is for; what is written is short.
     decoder_config = dataclasses.replace(
-        config, num_layers=config.decoder_layers or config.num_layers
+        config, num_layers=config.decoder_layers or config.num_layers, attention="softmax"
     )
     blocks = {"encoder": Block(config), "decoder": Block(decoder_config, cross=True)}
     source_size = config.vocab_size if config.share_embeddings else config.source_vocab_size
@@ -168,7 +170,10 @@ def make(config: Config) -> Model:
         segments = batch.get("source_segment_ids")
         positions_BS = count_positions(batch["source"], segments)
         mask = None if segments is None else ops.masks.segments(segments)
-        return run("encoder", params, batch["source"], positions_BS, keys, mask=mask).x_BTD
+        return run(
+            "encoder", params, batch["source"], positions_BS, keys, mask=mask,
+            global_BT=batch.get("global_tokens"),
+        ).x_BTD  # fmt: skip
 
     def encode(params: Params, batch: Batch, cache: dict) -> dict:
         source_BSD = read_source(params, batch, (None, None))
@@ -223,6 +228,6 @@ def make(config: Config) -> Model:
         raise UserError("model.family=encoder_decoder does not classify; use an encoder")
 
     def init_cache(batch_size: int, max_length: int) -> dict:
-        return empty_cache(config, decoder_config.num_layers, batch_size, max_length)
+        return empty_cache(decoder_config, decoder_config.num_layers, batch_size, max_length)
 
     return Model(config, init, checked(config, apply), unembed, classify, init_cache, encode)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import ops
-from jaxformer.modules import stack
+from jaxformer.modules import stack, variants
 
 Params = Any
 Batch = dict[str, jax.Array]
@@ -35,9 +35,10 @@ class Model(NamedTuple):
     apply: (params, batch, *, key=None, cache=None, return_hidden=False, return_attention=False)
       -> Output. The batch holds "tokens" [B, T] int32 and, where wanted, "segment_ids" [B, T]
       (0 is padding; tokens see their own segment only), "positions" [B, T] (by default they
-      restart with each segment) and "token_types" [B, T]. `key` turns dropout on. A sequence to
-      sequence model reads "source" [B, S] and "source_segment_ids" [B, S] too; its "tokens" are the
-      decoder's input. With `cache` the new tokens come after those that it holds.
+      restart with each segment), "token_types" [B, T] and "global_tokens" [B, T] (1: all see it,
+      where attention is Longformer's). `key` turns dropout on. A sequence to sequence model reads
+      "source" [B, S] and "source_segment_ids" [B, S] too; its "tokens" are the decoder's input.
+      With `cache` the new tokens come after those that it holds.
     unembed: (params, hidden_..D) -> (features_..D, table_VD, bias_V or None), whose product is the
       logits; ops.linear_cross_entropy takes these and never holds all logits.
     classify: (params, hidden_BTD, batch) -> logits_BC float32.
@@ -157,9 +158,18 @@ def empty_cache(config: Any, num_layers: int, batch_size: int, max_length: int) 
     if config.short_conv:
         past = (batch_size, config.short_conv - 1, config.width)
         recent = (jnp.zeros(past, dtype),) * (1 if config.parallel_residual else 2)
+    variant, state = variants.parse(config.attention), ()
+    has_keys = variant is None or not variant.kind.HAS_STATE
+    if variant is not None:
+        state = variant.make().init_state(config, batch_size, max_length)
+
+    def empty(*shape: int) -> tuple[Any, ...]:
+        return tuple(jnp.zeros(shape, dtype) if has_keys else () for _ in range(num_layers))
+
     return {
-        "k": tuple(jnp.zeros((matrices, max_length, H), dtype) for _ in range(num_layers)),
-        "v": tuple(jnp.zeros((matrices, H, max_length), dtype) for _ in range(num_layers)),
+        "k": empty(matrices, max_length, H),
+        "v": empty(matrices, H, max_length),
+        "state": tuple(jax.tree.map(jnp.array, state) for _ in range(num_layers)),
         "history": tuple(recent for _ in range(num_layers)),
         "valid": jnp.zeros((batch_size, max_length), bool),
         "index": jnp.zeros((), jnp.int32),

@@ -5,14 +5,14 @@ B batch, T query time, S key time, N heads, K key/value heads, H head width, D m
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxformer import ops
-from jaxformer.modules import initial
+from jaxformer.modules import initial, variants
 from jaxformer.modules.config import TransformerConfig
 
 
@@ -27,6 +27,7 @@ class KeyValues(NamedTuple):
     v_CHS: jax.Array
     index: jax.Array  # int32 scalar
     history_BPD: tuple[jax.Array, ...] = ()  # the last inputs of the block's short convolutions
+    state: Any = ()  # of a variant that keeps one instead of keys and values
 
     def append(self, k_BTKH: jax.Array, v_BTKH: jax.Array) -> KeyValues:
         """Returns the cache with T more positions written at `index`."""
@@ -85,9 +86,10 @@ class Rotary(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Self-attention, or cross-attention where `kv_BSD` is given (Vaswani 2017, section 3.2)."""
+    """Self-attention, or `cross`-attention over kv_BSD or memory (Vaswani 2017, section 3.2)."""
 
     config: TransformerConfig
+    cross: bool = False
 
     @nn.compact
     def __call__(
@@ -100,12 +102,16 @@ class Attention(nn.Module):
         rotary: Rotary | None = None,
         cache: KeyValues | None = None,
         memory: KeyValues | None = None,
+        offset: int | jax.Array = 0,
+        global_BT: jax.Array | None = None,
         key: jax.Array | None = None,
         return_weights: bool = False,
     ) -> tuple[jax.Array, KeyValues | None, jax.Array | None]:
         """Returns (out_BTD, cache with these keys or None, weights_BNTS or None).
 
-        `memory` holds the keys and values of cross-attention, from `project_memory`.
+        `memory` holds the keys and values of cross-attention, from `project_memory`. `offset` is
+        the position of query 0 among the keys, and `global_BT` says which tokens all may see; both
+        are for the variants of self-attention (see `variants`).
         """
         c, D = self.config, x_BTD.shape[-1]
         N, K, H = c.num_heads, c.kv_heads, c.per_head
@@ -151,24 +157,27 @@ class Attention(nn.Module):
                 )  # fmt: skip
 
             q_BTNH, k_BSKH = turn(q_BTNH), turn(k_BSKH)
-        if cache is not None:
+        variant = None if self.cross else variants.parse(c.attention)
+        state: Any = ()
+        if cache is not None and variant is not None and variant.kind.HAS_STATE:
+            state = cache.state
+        elif cache is not None:
             cache = cache.append(k_BSKH, v_BSKH)
             k_BSKH, v_BSKH = cache.read(x_BTD.shape[0])
-
-        result = ops.attention(
-            q_BTNH,
-            k_BSKH.astype(q_BTNH.dtype),
-            v_BSKH.astype(q_BTNH.dtype),
-            mask=mask,
-            bias=bias,
-            scale=c.attention_scale or None,
-            soft_cap=c.attention_soft_cap or None,
-            dropout_rate=c.attention_dropout if key is not None else 0.0,
-            key=key,
-            backend=c.attention_backend,
-            return_weights=return_weights,
-        )
-        out_BTNH, weights_BNTS = result if return_weights else (result, None)
+        k_BSKH, v_BSKH = k_BSKH.astype(q_BTNH.dtype), v_BSKH.astype(q_BTNH.dtype)
+        given = variants.Given(
+            x_BTD, mask, bias, c.attention_scale or None, c.attention_soft_cap or None,
+            c.attention_dropout if key is not None else 0.0, key, c.attention_backend, offset,
+            global_BT, state, return_weights,
+        )  # fmt: skip
+        if variant is None:
+            usual = given.options("soft_cap", "dropout_rate", "key", "backend")
+            result = ops.attention(q_BTNH, k_BSKH, v_BSKH, **usual)
+            out_BTNH, weights_BNTS = result if return_weights else (result, None)
+        else:
+            attend = variant.make("variant")
+            out_BTNH, weights_BNTS, state = attend(q_BTNH, k_BSKH, v_BSKH, given)
+            cache = None if cache is None else cache._replace(state=state)
         w_NHD = self.param("out", initial.output(c, N * H), (N, H, D))
         biased = c.bias or c.attention_out_bias
         out_bias = self.param("out_bias", initial.zeros, (D,)) if biased else None

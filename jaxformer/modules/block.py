@@ -37,6 +37,8 @@ class Block(nn.Module):
         memory: KeyValues | None = None,
         source_mask=None,
         normed_input: bool = False,
+        offset: int | jax.Array = 0,
+        global_BT: jax.Array | None = None,
         segment_ids_BT: jax.Array | None = None,
         key: jax.Array | None = None,
         return_weights: bool = False,
@@ -78,8 +80,8 @@ class Block(nn.Module):
         normed = x_BTD if normed_input else before("attention", x_BTD)
         feed = Experts(c, name="experts") if c.num_experts else FeedForward(c, name="feed_forward")
         attended, cache, weights = Attention(c, name="attention")(
-            normed, mask=mask, bias=bias, rotary=rotary, cache=cache, key=keys[0],
-            return_weights=return_weights,
+            normed, mask=mask, bias=bias, rotary=rotary, cache=cache, offset=offset,
+            global_BT=global_BT, key=keys[0], return_weights=return_weights,
         )  # fmt: skip
         attended = checkpoint_name(attended, "attention")
         if c.parallel_residual:
@@ -88,7 +90,7 @@ class Block(nn.Module):
 
         x_BTD = add("attention", x_BTD, attended, 1)
         if self.cross:
-            looked, _, _ = Attention(c, name="cross_attention")(
+            looked, _, _ = Attention(c, cross=True, name="cross_attention")(
                 before("cross_attention", x_BTD),
                 kv_BSD=source_BSD, memory=memory, mask=source_mask, key=keys[3],
             )  # fmt: skip

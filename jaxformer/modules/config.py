@@ -6,6 +6,7 @@ import dataclasses
 
 from jaxformer import ops
 from jaxformer.errors import UserError, one_of
+from jaxformer.modules import variants
 
 NORMS = ("layer_norm", "rms_norm", "rms_norm_plus_one")
 POSITIONS = ("rope", "rope_interleaved", "learned", "sinusoidal", "sinusoidal_interleaved",
@@ -44,9 +45,11 @@ class TransformerConfig:
     draws weights from N(0, init_std^2) ("normal"; outputs into the stream less with depth, as
     GPT-2), or with variance 1 / inputs and embeddings from N(0, 1) ("fan_in", LeCun 1998).
 
-    Attention's reach: attention_pattern repeats over the layers, of "global" and "local" ("" in a
-    config: all "local" where there is a window, else all "global"); a "local" layer's token sees
-    `window` tokens, itself included (an encoder's: window // 2 on each side).
+    Attention: attention is "softmax" or another way to attend, with its arguments as in a call,
+    "performer(num_features=256)" (modules/variants lists them), or a function of your own,
+    "file.py:function". Softmax has a reach: attention_pattern repeats over the layers, of "global"
+    and "local" ("" in a config: all "local" where there is a window, else all "global"); a "local"
+    layer's token sees `window` tokens, itself included (an encoder's: window // 2 on each side).
 
     Positions: positions (see POSITIONS), position_offset (the row of position 0 in a learned table;
     RoBERTa and BART: 2), relative_buckets and relative_max_distance (T5), rope_base,
@@ -98,6 +101,7 @@ class TransformerConfig:
     zero_init_output: bool = False
     init: str = "normal"
     init_std: float = 0.02
+    attention: str = "softmax"
     attention_pattern: tuple[str, ...] = ()
     window: int = 0
     positions: str = "learned"
@@ -161,6 +165,7 @@ class TransformerConfig:
             )
         one_of(self.positions, POSITIONS, "model.positions")
         one_of(self.activation, ops.ACTIVATIONS, "model.activation")
+        variants.parse(self.attention)
         one_of(self.attention_backend, BACKENDS, "model.attention_backend")
         one_of(self.remat, REMAT, "model.remat")
         one_of(self.init, ("normal", "fan_in"), "model.init")

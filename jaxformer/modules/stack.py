@@ -61,7 +61,8 @@ def apply(
       params: stacked parameters, from `init`, or a tuple of L trees, from `unstack`.
       x_BTD: the stream's input.
       cache: {"k", "v"}, tuples of L arrays [B*K, S, H] and [B*K, H, S], and {"history"}, a tuple of
-        what each layer's short convolutions saw last; or None. With {"memory"}, L pairs of a
+        what each layer's short convolutions saw last, and {"state"}, of what each layer's variant
+        of attention knows; or None. With {"memory"}, L pairs of a
         source's keys and values (see `remember_source`), cross-attention reads those.
       index: where in the cache this call's keys go (with `cache`).
       key: dropout's key, or None: no dropout. Layer l uses the l-th split.
@@ -90,7 +91,8 @@ def apply(
         for i in range(L):
             hidden.append(x_BTD)
             given: dict[str, Any]
-            given = {"cache": KeyValues(cache["k"][i], cache["v"][i], index, cache["history"][i])}
+            k_CSH, v_CHS, history, state = (cache[x][i] for x in ("k", "v", "history", "state"))
+            given = {"cache": KeyValues(k_CSH, v_CHS, index, history, state)}
             if "memory" in cache:
                 k_CSH, v_CHS = cache["memory"][i]
                 given["memory"] = KeyValues(k_CSH, v_CHS, index)
@@ -102,6 +104,7 @@ def apply(
             "k": tuple(entry.k_CSH for entry in kept),
             "v": tuple(entry.v_CHS for entry in kept),
             "history": tuple(entry.history_BPD for entry in kept),
+            "state": tuple(entry.state for entry in kept),
         }
         return Stacked(
             x_BTD,

@@ -1,0 +1,94 @@
+"""What `model.attention` may name: a way to attend, as one string, "sliding_window(left=127)".
+
+Each variant is a small Flax module around one function of `ops.attention`: its fields are the
+arguments in the parentheses, and it owns what the variant learns besides the projections. A
+researcher's own function, "mine.py:attend(width=3)", is called as `ops.attention` is.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from typing import Any
+
+from jaxformer.config import coerce
+from jaxformer.errors import UserError, suggest
+from jaxformer.modules.variants.base import Attended, Choice, Given, Variant
+from jaxformer.modules.variants.own import Own, load_function
+
+__all__ = ["VARIANTS", "Attended", "Choice", "Given", "Variant", "check", "parse"]
+
+VARIANTS: dict[str, type[Variant]] = {}
+
+
+def parse(text: str) -> Choice | None:
+    """Returns the variant that `model.attention` names; None for "softmax".
+
+    Raises:
+      UserError: no such variant or argument, or a value of the wrong type.
+    """
+    where = f"model.attention={text}"
+    name, parenthesis, _ = text.partition("(")
+    path, colon, function = name.rpartition(":")
+    try:
+        call = ast.parse(f"f({text.partition('(')[2]}" if parenthesis else "f()", mode="eval").body
+        assert isinstance(call, ast.Call) and not call.args
+        given = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError, AssertionError):
+        raise UserError(
+            f"{where} is not a name with arguments by keyword; write it as "
+            '"sliding_window(left=127)"'
+        ) from None
+    if colon:
+        load_function(path, function)
+        of_own = {"path": path, "function": function, "arguments": tuple(given.items())}
+        return Choice(Own, of_own)
+    if name == "softmax":
+        if given:
+            raise UserError(f"{where}: softmax has no arguments; write model.attention=softmax")
+        return None
+    known = ("softmax", *VARIANTS)
+    if name not in VARIANTS:
+        raise UserError(
+            f"{where}: {name!r} is not one of {', '.join(known)}{suggest(name, known)}; or give a "
+            'function of your own, "file.py:function"'
+        )
+    kind = VARIANTS[name]
+    fields = {f.name: f.default for f in dataclasses.fields(kind) if f.name not in _OF_FLAX}
+    for key, value in given.items():
+        if key not in fields:
+            raise UserError(
+                f"{where}: {key!r} is not an argument of {name}{suggest(key, fields)}; "
+                f"valid: {', '.join(fields) or 'none'}"
+            )
+        given[key] = coerce(value, type(fields[key]), f"model.attention: {name}'s {key}")
+    return Choice(kind, given)
+
+
+_OF_FLAX = ("parent", "name")
+
+
+def check(config: Any, *, causal: bool) -> None:
+    """Raises UserError where a model's config asks of its attention what that cannot do."""
+    choice = parse(config.attention)
+    if choice is None:
+        return
+    variant = choice.kind
+    where = f"model.attention={config.attention}"
+    if causal and not variant.CAUSAL:
+        raise UserError(f"{where} cannot be causal; use it in model.family=encoder")
+    if not causal and not variant.BIDIRECTIONAL:
+        raise UserError(f"{where} is causal by its definition; use it in model.family=decoder")
+    asked = {
+        "bias": (config.positions in ("alibi", "t5"), f"model.positions={config.positions}"),
+        "soft_cap": (config.attention_soft_cap, "model.attention_soft_cap"),
+        "dropout": (config.attention_dropout, "model.attention_dropout"),
+    }
+    for name, (wanted, key) in asked.items():
+        if wanted and name not in variant.HONOURS:
+            mend = "another, such as rope" if name == "bias" else "0"
+            raise UserError(f"{where} cannot honour {key}; set it to {mend}")
+    if config.window:
+        raise UserError(
+            f"{where}: model.window belongs to softmax; set it to 0, or give the variant its own"
+        )

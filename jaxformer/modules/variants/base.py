@@ -1,0 +1,84 @@
+"""What every way to attend is given, gives, and says about itself.
+
+Shapes: B batch, T queries, S keys, N heads, K key/value heads, H head width, D model width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+
+class Given(NamedTuple):
+    """What a variant is given besides queries, keys and values.
+
+    offset is the position of query 0 among the keys. With a `state`, of `init_state`, the mask is
+    that of the new tokens alone and the rest is in the state.
+    """
+
+    x_BTD: jax.Array
+    mask: Any = None
+    bias: Any = None
+    scale: float | None = None
+    soft_cap: float | None = None
+    dropout_rate: float = 0.0
+    key: jax.Array | None = None
+    backend: str = "auto"
+    offset: int | jax.Array = 0
+    global_BT: jax.Array | None = None
+    state: Any = ()
+    return_weights: bool = False
+
+    def options(self, *names: str) -> dict[str, Any]:
+        """Returns these as keyword arguments, and those that all functions have."""
+        always = ("mask", "bias", "scale", "return_weights")
+        return {name: getattr(self, name) for name in (*always, *names)}
+
+
+class Attended(NamedTuple):
+    """What a variant returns."""
+
+    out_BTNH: jax.Array
+    weights_BNTS: jax.Array | None = None
+    state: Any = ()
+
+
+class Variant(nn.Module):
+    """A way to attend. What a kind cannot do is said by its class, and asked before training.
+
+    CAUSAL and BIDIRECTIONAL: may stand in a decoder, in an encoder. HONOURS: which of "bias",
+    "soft_cap" and "dropout" it takes. HAS_STATE: a decode step reads `state`, not a cache of keys.
+    """
+
+    CAUSAL = True
+    BIDIRECTIONAL = True
+    HONOURS = frozenset({"bias", "soft_cap", "dropout"})
+    HAS_STATE = False
+
+    def init_state(self, config: Any, batch_size: int, max_length: int) -> Any:
+        """Returns what the layer knows before the first token; leaves have rows in front."""
+        return ()
+
+    def __call__(
+        self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, given: Given
+    ) -> Attended:
+        """Attends; each kind has its own."""
+        raise NotImplementedError
+
+
+class Choice(NamedTuple):
+    """A kind of variant, with its arguments."""
+
+    kind: type[Variant]
+    arguments: dict[str, Any]
+
+    def make(self, name: str | None = None) -> Variant:
+        """Returns the module."""
+        return self.kind(**self.arguments, name=name)
+
+
+def attended(result: Any, given: Given) -> Attended:
+    """Returns what a function of the one signature gave, with or without weights."""
+    return Attended(*result) if given.return_weights else Attended(result)
