@@ -103,6 +103,7 @@ class Attention(nn.Module):
         cache: KeyValues | None = None,
         memory: KeyValues | None = None,
         offset: int | jax.Array = 0,
+        layer: int | jax.Array = 0,
         global_BT: jax.Array | None = None,
         key: jax.Array | None = None,
         return_weights: bool = False,
@@ -110,8 +111,8 @@ class Attention(nn.Module):
         """Returns (out_BTD, cache with these keys or None, weights_BNTS or None).
 
         `memory` holds the keys and values of cross-attention, from `project_memory`. `offset` is
-        the position of query 0 among the keys, and `global_BT` says which tokens all may see; both
-        are for the variants of self-attention (see `variants`).
+        the position of query 0 among the keys, `layer` this layer's number from 0, and `global_BT`
+        says which tokens all may see: for the variants of self-attention (see `variants`).
         """
         c, D = self.config, x_BTD.shape[-1]
         N, K, H = c.num_heads, c.kv_heads, c.per_head
@@ -168,7 +169,7 @@ class Attention(nn.Module):
         given = variants.Given(
             x_BTD, mask, bias, c.attention_scale or None, c.attention_soft_cap or None,
             c.attention_dropout if key is not None else 0.0, key, c.attention_backend, offset,
-            global_BT, state, return_weights,
+            layer, global_BT, state, return_weights,
         )  # fmt: skip
         if variant is None:
             usual = given.options("soft_cap", "dropout_rate", "key", "backend")

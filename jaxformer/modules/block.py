@@ -38,6 +38,7 @@ class Block(nn.Module):
         source_mask=None,
         normed_input: bool = False,
         offset: int | jax.Array = 0,
+        layer: int | jax.Array = 0,
         global_BT: jax.Array | None = None,
         segment_ids_BT: jax.Array | None = None,
         key: jax.Array | None = None,
@@ -80,7 +81,7 @@ class Block(nn.Module):
         normed = x_BTD if normed_input else before("attention", x_BTD)
         feed = Experts(c, name="experts") if c.num_experts else FeedForward(c, name="feed_forward")
         attended, cache, weights = Attention(c, name="attention")(
-            normed, mask=mask, bias=bias, rotary=rotary, cache=cache, offset=offset,
+            normed, mask=mask, bias=bias, rotary=rotary, cache=cache, offset=offset, layer=layer,
             global_BT=global_BT, key=keys[0], return_weights=return_weights,
         )  # fmt: skip
         attended = checkpoint_name(attended, "attention")

@@ -78,10 +78,12 @@ def apply(
     if not config.first_attention_norm:
         kinds[0] += " first"
 
-    def layer(i: int, x, layer_params, layer_key, **kept):
+    def layer(i: int, x, layer_params, layer_key, number, **kept):
+        """`i` is a layer like this one, whose kind it has; `number` is its own, which may vary."""
         kind, first = kinds[i].partition(" ")[::2]
         return block.apply(
             {"params": layer_params}, x, key=layer_key, return_weights=return_attention,
+            layer=number,
             **({"normed_input": True} if first else {}), **inputs, **of_kind.get(kind, {}), **kept,
         )  # fmt: skip
 
@@ -96,7 +98,7 @@ def apply(
             if "memory" in cache:
                 k_CSH, v_CHS = cache["memory"][i]
                 given["memory"] = KeyValues(k_CSH, v_CHS, index)
-            x_BTD, entry, w = layer(i, x_BTD, layers[i], None if keys is None else keys[i], **given)
+            x_BTD, entry, w = layer(i, x_BTD, layers[i], _at(keys, i), i, **given)
             kept.append(entry)
             weights.append(w)
         cache = {
@@ -116,10 +118,10 @@ def apply(
     def run(x, start: int, each: tuple[Any, ...]):
         """Runs len(each) layers, of the kinds from `start` on."""
         hidden, weights = [], []
-        for offset, (layer_params, layer_key) in enumerate(each):
+        for offset, (layer_params, layer_key, number) in enumerate(each):
             hidden.append(x)
             shared = layer_params if layer_params is not None else _at(params, 0)
-            x, _, w = layer(start + offset, x, shared, layer_key)
+            x, _, w = layer(start + offset, x, shared, layer_key, number)
             x = constrain_batch(x)
             weights.append(w)
         # Without a period a layer's extras need no axis of their own.
@@ -131,7 +133,8 @@ def apply(
         )
 
     def pick(index):
-        return None if config.share_layers else _at(params, index), _at(keys, index)
+        number = jnp.arange(L)[index]
+        return None if config.share_layers else _at(params, index), _at(keys, index), number
 
     head, period = _repeats(tuple(kinds))
     end = head + (L - head) // period * period

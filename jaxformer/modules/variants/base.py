@@ -14,8 +14,8 @@ import jax
 class Given(NamedTuple):
     """What a variant is given besides queries, keys and values.
 
-    offset is the position of query 0 among the keys. With a `state`, of `init_state`, the mask is
-    that of the new tokens alone and the rest is in the state.
+    offset is the position of query 0 among the keys, layer the number of the layer from 0. With a
+    `state`, of `init_state`, the mask is that of the new tokens alone; the rest is in the state.
     """
 
     x_BTD: jax.Array
@@ -27,6 +27,7 @@ class Given(NamedTuple):
     key: jax.Array | None = None
     backend: str = "auto"
     offset: int | jax.Array = 0
+    layer: int | jax.Array = 0
     global_BT: jax.Array | None = None
     state: Any = ()
     return_weights: bool = False
