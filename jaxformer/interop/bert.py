@@ -92,10 +92,11 @@ def table(config: Config) -> tuple[Rule, ...]:
     ):
         if present:
             rules += linear(published, f"{path}/kernel", f"{path}/bias")
-    return (*rules, *(_masked_head(config) if config.masked_head else ()))
+    return (*rules, *(masked_head(config) if config.masked_head else ()))
 
 
-def _masked_head(config: Config) -> tuple[Rule, ...]:
+def masked_head(config: Config) -> tuple[Rule, ...]:
+    """Returns the rules of the head for masked tokens."""
     head, ours = "cls.predictions.", "masked_head/"
     transform = (
         *linear(f"{head}transform.dense", f"{ours}kernel", f"{ours}kernel_bias"),

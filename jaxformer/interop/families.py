@@ -11,12 +11,14 @@ from jaxformer.interop import (
     albert,
     bart,
     bert,
+    big_bird,
     distilbert,
     electra,
     gemma,
     gpt1,
     gpt2,
     llama,
+    longformer,
     marian,
     mistral,
     mixtral,
@@ -30,6 +32,7 @@ from jaxformer.interop import (
     xlnet,
 )  # fmt: skip
 from jaxformer.interop.family import Family
+from jaxformer.modules import variants
 from jaxformer.modules.config import TransformerConfig
 from jaxformer.modules.recurrent_config import RecurrentConfig
 from jaxformer.modules.relative import RelativeConfig
@@ -38,6 +41,7 @@ FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
         distilbert.FAMILY, bert.FAMILY, roberta.FAMILY, albert.FAMILY, electra.FAMILY,
+        longformer.FAMILY, big_bird.FAMILY,
         modernbert.FAMILY, gpt1.FAMILY, gpt2.FAMILY, llama.FAMILY, mistral.FAMILY, qwen.QWEN2,
         qwen.QWEN3, gemma.GEMMA2, gemma.GEMMA3, olmo2.FAMILY, mixtral.FAMILY, marian.FAMILY,
         bart.FAMILY, t5.FAMILY, xlnet.FAMILY, transformer_xl.FAMILY, recurrent.FAMILY,
@@ -137,6 +141,9 @@ def _usual(config: Any) -> dict[str, Any]:
         }
     if not isinstance(config, TransformerConfig):
         return keys
+    choice = variants.parse(config.attention)
+    if choice is not None:
+        keys["attention"] = choice.function()
     keys |= {"num_kv_heads": config.kv_heads, "head_dim": config.per_head,
              "feed_forward": config.feed_forward_width,
              "attention_pattern": config.layer_kinds}  # fmt: skip

@@ -20,9 +20,9 @@ from jaxformer.models import encoder
 ARCHITECTURES = tuple(f"Roberta{name}" for name in HEADS)
 
 
-def read_config(hf: HF, names: frozenset[str]) -> encoder.Config:
-    """Returns our config of a config.json."""
-    cls = architecture(hf, ARCHITECTURES)
+def read_config(hf: HF, names: frozenset[str], prefix: str = "Roberta") -> encoder.Config:
+    """Returns our config of a config.json; `prefix` begins the names of its classes."""
+    cls = architecture(hf, tuple(prefix + head for head in HEADS))
     setting(hf, "is_decoder", False, default=False)
     offset = setting(hf, "pad_token_id", default=1) + 1
     shape = read_shape({"type_vocab_size": 2, **hf})
@@ -30,15 +30,19 @@ def read_config(hf: HF, names: frozenset[str]) -> encoder.Config:
     tied = bool(setting(hf, "tie_word_embeddings", default=True))
     return encoder.Config(
         **shape,
-        **task_keys(hf, cls.removeprefix("Roberta"), names, pooler="roberta.pooler.dense.weight"),
+        **task_keys(
+            hf, cls.removeprefix(prefix), names, pooler=f"{prefix.lower()}.pooler.dense.weight"
+        ),
         position_offset=offset,
         tie_embeddings=tied,
     )
 
 
-def write_config(config: encoder.Config) -> dict[str, Any]:
+def write_config(
+    config: encoder.Config, model_type: str = "roberta", prefix: str = "Roberta"
+) -> dict[str, Any]:
     """Returns the config.json of our config."""
-    keys = write_shape(config, "roberta", "Roberta")
+    keys = write_shape(config, model_type, prefix)
     longest = config.max_length + config.position_offset
     return {
         **keys,
@@ -48,9 +52,9 @@ def write_config(config: encoder.Config) -> dict[str, Any]:
     }
 
 
-def table(config: encoder.Config) -> tuple[Rule, ...]:
-    """Returns the rules of all parameters."""
-    rules = [*layers(config, "roberta."), *task_heads(config)]
+def table(config: encoder.Config, base: str = "roberta.") -> tuple[Rule, ...]:
+    """Returns the rules of all parameters; `base` is the base model's prefix, with its dot."""
+    rules = [*layers(config, base), *task_heads(config)]
     if config.masked_head:
         rules += [
             *linear("lm_head.dense", "masked_head/kernel", "masked_head/kernel_bias"),
@@ -73,7 +77,7 @@ def table(config: encoder.Config) -> tuple[Rule, ...]:
             *linear("classifier.out_proj", "classifier/kernel", "classifier/bias"),
         ]
     elif config.has_pooler:
-        rules += linear("roberta.pooler.dense", "pooler/kernel", "pooler/bias")
+        rules += linear(f"{base}pooler.dense", "pooler/kernel", "pooler/bias")
     return tuple(rules)
 
 

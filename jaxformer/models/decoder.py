@@ -21,6 +21,7 @@ from jaxformer.models.model import (
     Params,
     checked,
     empty_cache,
+    global_tokens,
     positions_of,
 )  # fmt: skip
 from jaxformer.modules import stack, variants
@@ -100,7 +101,7 @@ def make(config: Config) -> Model:
             cache=cache, index=index, key=keys[1], return_hidden=return_hidden,
             return_attention=return_attention, of_kind=of_kind,
             segment_ids_BT=segment_ids if config.short_conv else None,
-            bias=bias, offset=start, global_BT=batch.get("global_tokens"),
+            bias=bias, offset=start, global_BT=global_tokens(config, batch),
         )  # fmt: skip
         hidden = out.x_BTD
         if final_norm is not None:

@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from jaxformer import ops
 from jaxformer.errors import UserError, one_of
 from jaxformer.models.head import Classifier, Head, MaskedHead, Pooler
-from jaxformer.models.model import Batch, Model, Output, Params, checked, positions_of
+from jaxformer.models.model import (
+    Batch,
+    Model,
+    Output,
+    Params,
+    checked,
+    global_tokens,
+    positions_of,
+)  # fmt: skip
 from jaxformer.modules import stack, variants
 from jaxformer.modules.block import Block
 from jaxformer.modules.config import TransformerConfig
@@ -188,7 +196,7 @@ def make(config: Config) -> Model:
             block, params["layers"], x_BTD, key=keys[1], return_hidden=return_hidden,
             return_attention=return_attention, of_kind=of_kind,
             bias=relative.apply({"params": params.get("relative", {})}),
-            global_BT=batch.get("global_tokens"),
+            global_BT=global_tokens(config, batch),
         )  # fmt: skip
         hidden = out.x_BTD
         if final_norm is not None:

@@ -94,7 +94,7 @@ def checked(config: Any, apply: Callable[..., Output]) -> Callable[..., Output]:
         tokens_BT = batch["tokens"]
         chex.assert_rank(tokens_BT, 2)
         B, T = tokens_BT.shape
-        for name in ("tokens", "segment_ids", "token_types"):
+        for name in ("tokens", "segment_ids", "token_types", "global_tokens"):
             if name in batch:
                 chex.assert_shape(batch[name], (B, T))
                 chex.assert_type(batch[name], int)
@@ -143,6 +143,18 @@ def count_positions(tokens_BT: jax.Array, segment_ids_BT: jax.Array | None) -> j
     begins_BT = segment_ids_BT != jnp.pad(segment_ids_BT, ((0, 0), (1, 0)))[:, :-1]
     first_BT = jax.lax.cummax(jnp.where(begins_BT, index_1T, 0), axis=1)
     return jnp.where(segment_ids_BT == 0, 0, index_1T - first_BT)
+
+
+def global_tokens(config: Any, batch: Batch) -> jax.Array | None:
+    """Returns which tokens [B, T] all may see: the batch's, or each text's first, or None.
+
+    The first ones where `model.attention` has global_tokens="first" (a classifier reads them).
+    """
+    choice = variants.parse(config.attention)
+    if "global_tokens" in batch or choice is None or choice.get("global_tokens") != "first":
+        return batch.get("global_tokens")
+    ids_BT = batch.get("segment_ids", jnp.ones_like(batch["tokens"]))
+    return (ids_BT != 0) & (count_positions(batch["tokens"], ids_BT) == 0)
 
 
 def count_parameters(params: Params) -> int:

@@ -169,7 +169,7 @@ class Attention(nn.Module):
         given = variants.Given(
             x_BTD, mask, bias, c.attention_scale or None, c.attention_soft_cap or None,
             c.attention_dropout if key is not None else 0.0, key, c.attention_backend, offset,
-            layer, global_BT, state, return_weights,
+            layer, global_BT, c, state, return_weights,
         )  # fmt: skip
         if variant is None:
             usual = given.options("soft_cap", "dropout_rate", "key", "backend")

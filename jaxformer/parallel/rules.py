@@ -22,6 +22,9 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(.*/)?attention/(q|k|v)", ("fsdp", "tensor", None)),
     (r"(.*/)?attention/(q|k|v)_bias", ("tensor", None)),
     (r"(.*/)?attention/out", ("tensor", None, "fsdp")),
+    # Of a variant of attention: a global token's projections (Longformer).
+    (r"(.*/)?attention/variant/(q|k|v)_global", ("fsdp", "tensor", None)),
+    (r"(.*/)?attention/variant/(q|k|v)_global_bias", ("tensor", None)),
     # Relative attention: of distances, of the biases of queries, of segments.
     (r"(.*/)?attention/r", ("fsdp", "tensor", None)),
     (r"(.*/)?(attention|relative)/r_[wrs]_bias", ("tensor", None)),

@@ -74,6 +74,10 @@ def test_windows_and_answers(load, squad, tokenizer):
             types = batch["token_types"][row]
             assert (types[inside] == 1).all()
             assert not types[: inside[0]].any()
+            # What Longformer makes global ends where the separator before the context stands.
+            np.testing.assert_array_equal(
+                np.flatnonzero(batch["global_tokens"][row]), range(inside[0] - 1)
+            )
             start, end = batch["start"][row], batch["end"][row]
             assert (start == 0) == (end == 0)
             if start:

@@ -92,9 +92,13 @@ class Questions:
 
     def gather(self, rows_R: np.ndarray, shifts_R: np.ndarray) -> Batch:
         """Returns the batch of these rows; shifts are not used."""
-        batch, _, context_R = frame(
-            self.tokens_N, self.template, self.seq_len, self.pad, *self._stretches(rows_R)
+        question, window = self._stretches(rows_R)
+        batch, question_R, context_R = frame(
+            self.tokens_N, self.template, self.seq_len, self.pad, question, window
         )
+        # What Longformer's authors let everybody see: all up to the question's end.
+        ends_R1 = (question_R + question.length_R)[:, None]
+        batch["global_tokens"] = (np.arange(self.seq_len) < ends_R1).astype(np.int32)
         answer_R2 = self.answer_R2[rows_R]
         columns_R2 = np.where(answer_R2 >= 0, answer_R2 + context_R[:, None], 0).astype(np.int32)
         return {**batch, "start": columns_R2[:, 0], "end": columns_R2[:, 1]}

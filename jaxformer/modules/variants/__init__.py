@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxformer.config import coerce
 from jaxformer.errors import UserError, suggest
-from jaxformer.modules.variants.base import Attended, Choice, Given, Variant
+from jaxformer.modules.variants.base import _OF_FLAX, Attended, Choice, Given, Variant
 from jaxformer.modules.variants.own import Own, load_function
 
 __all__ = ["VARIANTS", "Attended", "Choice", "Given", "Variant", "check", "parse"]
@@ -63,9 +63,6 @@ def parse(text: str) -> Choice | None:
             )
         given[key] = coerce(value, type(fields[key]), f"model.attention: {name}'s {key}")
     return Choice(kind, given)
-
-
-_OF_FLAX = ("parent", "name")
 
 
 def check(config: Any, *, causal: bool) -> None:

@@ -5,10 +5,13 @@ Shapes: B batch, T queries, S keys, N heads, K key/value heads, H head width, D 
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+
+_OF_FLAX = ("parent", "name")
 
 
 class Given(NamedTuple):
@@ -29,6 +32,7 @@ class Given(NamedTuple):
     offset: int | jax.Array = 0
     layer: int | jax.Array = 0
     global_BT: jax.Array | None = None
+    config: Any = None
     state: Any = ()
     return_weights: bool = False
 
@@ -51,12 +55,14 @@ class Variant(nn.Module):
 
     CAUSAL and BIDIRECTIONAL: may stand in a decoder, in an encoder. HONOURS: which of "bias",
     "soft_cap" and "dropout" it takes. HAS_STATE: a decode step reads `state`, not a cache of keys.
+    RUNNING: fields that change how it is computed, and not which function of the parameters it is.
     """
 
     CAUSAL = True
     BIDIRECTIONAL = True
     HONOURS = frozenset({"bias", "soft_cap", "dropout"})
     HAS_STATE = False
+    RUNNING: frozenset[str] = frozenset()
 
     def init_state(self, config: Any, batch_size: int, max_length: int) -> Any:
         """Returns what the layer knows before the first token; leaves have rows in front."""
@@ -78,6 +84,15 @@ class Choice(NamedTuple):
     def make(self, name: str | None = None) -> Variant:
         """Returns the module."""
         return self.kind(**self.arguments, name=name)
+
+    def get(self, argument: str) -> Any:
+        """Returns an argument's value, given or by default; None if the kind has no such one."""
+        return self.arguments.get(argument, getattr(self.kind, argument, None))
+
+    def function(self) -> tuple[Any, ...]:
+        """Returns what says which function of the parameters this is: equal where that is."""
+        fields = (f.name for f in dataclasses.fields(self.kind) if f.name not in _OF_FLAX)
+        return (self.kind.__name__, *(self.get(x) for x in fields if x not in self.kind.RUNNING))
 
 
 def attended(result: Any, given: Given) -> Attended:
