@@ -74,6 +74,7 @@ def make(config: Config) -> Model:
         cache: dict | None = None,
         return_hidden: bool = False,
         return_attention: bool = False,
+        return_feed_input: bool = False,
     ) -> Output:
         positions_BT, segment_ids = positions_of(batch, cache), batch.get("segment_ids")
         tokens_BT = batch["tokens"]
@@ -99,7 +100,7 @@ def make(config: Config) -> Model:
         out = stack.apply(
             block, params["layers"], x_BTD,
             cache=cache, index=index, key=keys[1], return_hidden=return_hidden,
-            return_attention=return_attention, of_kind=of_kind,
+            return_attention=return_attention, return_feed_input=return_feed_input, of_kind=of_kind,
             segment_ids_BT=segment_ids if config.short_conv else None,
             bias=bias, offset=start, global_BT=global_tokens(config, batch),
         )  # fmt: skip
@@ -108,7 +109,9 @@ def make(config: Config) -> Model:
             hidden = final_norm.apply({"params": params.get("final_norm", {})}, hidden)
         if cache is not None:
             cache = {**out.cache, "valid": valid_BS, "index": index + tokens_BT.shape[1]}
-        return Output(hidden, cache, out.hidden_states_LBTD, out.attention_LBNTS)
+        return Output(
+            hidden, cache, out.hidden_states_LBTD, out.attention_LBNTS, out.feed_input_BTD
+        )
 
     def unembed(params: Params, hidden: jax.Array):
         table_VD, bias_V = head.apply({"params": params.get("head", {})})

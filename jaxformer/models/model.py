@@ -25,6 +25,7 @@ class Output(NamedTuple):
     cache: Any = None
     hidden_states_LBTD: jax.Array | None = None
     attention_LBNTS: jax.Array | None = None
+    feed_input_BTD: jax.Array | None = None  # of a decoder: what the last feed-forward layer read
 
 
 class Model(NamedTuple):
@@ -38,7 +39,8 @@ class Model(NamedTuple):
       restart with each segment), "token_types" [B, T] and "global_tokens" [B, T] (1: all see it,
       where attention is Longformer's). `key` turns dropout on. A sequence to sequence model reads
       "source" [B, S] and "source_segment_ids" [B, S] too; its "tokens" are the decoder's input.
-      With `cache` the new tokens come after those that it holds.
+      With `cache` the new tokens come after those that it holds. A decoder can also be asked
+      with `return_feed_input`.
     unembed: (params, hidden_..D) -> (features_..D, table_VD, bias_V or None), whose product is the
       logits; ops.linear_cross_entropy takes these and never holds all logits.
     classify: (params, hidden_BTD, batch) -> logits_BC float32.

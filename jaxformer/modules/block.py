@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -43,8 +45,10 @@ class Block(nn.Module):
         segment_ids_BT: jax.Array | None = None,
         key: jax.Array | None = None,
         return_weights: bool = False,
-    ) -> tuple[jax.Array, KeyValues | None, jax.Array | None]:
-        """Returns (x_BTD, cache or None, self-attention weights_BNTS or None).
+        return_feed_input: bool = False,
+    ) -> tuple[Any, ...]:
+        """Returns (x_BTD, cache or None, self-attention weights_BNTS or None), and then, if
+        `return_feed_input`, what the feed-forward layer read, after its norm: [B, T, D].
 
         `normed_input` says that attention reads `x_BTD` as it is, for its norm was done before.
         """
@@ -87,7 +91,8 @@ class Block(nn.Module):
         attended = checkpoint_name(attended, "attention")
         if c.parallel_residual:
             both = attended + checkpoint_name(feed(normed), "feed_forward")
-            return add("attention", x_BTD, both, 1), _remember(cache, recent), weights
+            read = (normed,) if return_feed_input else ()
+            return add("attention", x_BTD, both, 1), _remember(cache, recent), weights, *read
 
         x_BTD = add("attention", x_BTD, attended, 1)
         if self.cross:
@@ -96,8 +101,10 @@ class Block(nn.Module):
                 kv_BSD=source_BSD, memory=memory, mask=source_mask, key=keys[3],
             )  # fmt: skip
             x_BTD = add("cross_attention", x_BTD, looked, 4)
-        fed = checkpoint_name(feed(before("feed_forward", x_BTD)), "feed_forward")
-        return add("feed_forward", x_BTD, fed, 2), _remember(cache, recent), weights
+        feed_input_BTD = before("feed_forward", x_BTD)
+        read = (feed_input_BTD,) if return_feed_input else ()
+        fed = checkpoint_name(feed(feed_input_BTD), "feed_forward")
+        return add("feed_forward", x_BTD, fed, 2), _remember(cache, recent), weights, *read
 
 
 def _present_only(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -31,6 +31,7 @@ class Stacked(NamedTuple):
     cache: Any = None  # {"k": L x [B*K, S, H], "v": L x [B*K, H, S], "history"}
     hidden_states_LBTD: jax.Array | None = None  # the input of each block
     attention_LBNTS: jax.Array | None = None
+    feed_input_BTD: jax.Array | None = None  # what the last block's feed-forward layer read
 
 
 def init(block: Block, key: jax.Array, x_BTD: jax.Array, **inputs: Any) -> Any:
@@ -51,6 +52,7 @@ def apply(
     key: jax.Array | None = None,
     return_hidden: bool = False,
     return_attention: bool = False,
+    return_feed_input: bool = False,
     of_kind: Mapping[str, Mapping[str, Any]] | None = None,
     **inputs: Any,
 ) -> Stacked:
@@ -68,6 +70,7 @@ def apply(
       key: dropout's key, or None: no dropout. Layer l uses the l-th split.
       return_hidden: also return the input of each block.
       return_attention: also return each block's attention weights.
+      return_feed_input: also return the input of the last block's feed-forward layer.
       of_kind: what the layers of each kind ("global", "local") are given.
       **inputs: what every block is given alike (mask, bias, rotary, source_BSD, ...).
     """
@@ -83,13 +86,13 @@ def apply(
         kind, first = kinds[i].partition(" ")[::2]
         return block.apply(
             {"params": layer_params}, x, key=layer_key, return_weights=return_attention,
-            layer=number,
+            layer=number, return_feed_input=return_feed_input,
             **({"normed_input": True} if first else {}), **inputs, **of_kind.get(kind, {}), **kept,
         )  # fmt: skip
 
     if cache is not None:
         # Separate layers: a scan would copy the whole cache, and slice all weights, at every step.
-        layers, hidden, kept, weights = unstack(params, L), [], [], []
+        layers, hidden, kept, weights, fed = unstack(params, L), [], [], [], []
         for i in range(L):
             hidden.append(x_BTD)
             given: dict[str, Any]
@@ -98,7 +101,7 @@ def apply(
             if "memory" in cache:
                 k_CSH, v_CHS = cache["memory"][i]
                 given["memory"] = KeyValues(k_CSH, v_CHS, index)
-            x_BTD, entry, w = layer(i, x_BTD, layers[i], _at(keys, i), i, **given)
+            x_BTD, entry, w, *fed = layer(i, x_BTD, layers[i], _at(keys, i), i, **given)
             kept.append(entry)
             weights.append(w)
         cache = {
@@ -113,19 +116,21 @@ def apply(
             cache,
             jnp.stack(hidden) if return_hidden else None,
             jnp.stack(weights) if return_attention else None,
+            fed[0] if fed else None,
         )
 
-    def run(x, start: int, each: tuple[Any, ...]):
+    def run(streams, start: int, each: tuple[Any, ...]):
         """Runs len(each) layers, of the kinds from `start` on."""
+        x, fed = streams
         hidden, weights = [], []
         for offset, (layer_params, layer_key, number) in enumerate(each):
             hidden.append(x)
             shared = layer_params if layer_params is not None else _at(params, 0)
-            x, _, w = layer(start + offset, x, shared, layer_key, number)
+            x, _, w, *fed = layer(start + offset, x, shared, layer_key, number)
             x = constrain_batch(x)
             weights.append(w)
         # Without a period a layer's extras need no axis of their own.
-        return x, (hidden if return_hidden else None, weights if return_attention else None)
+        return (x, fed), (hidden if return_hidden else None, weights if return_attention else None)
 
     if config.remat != "none":
         run = jax.checkpoint(
@@ -138,15 +143,17 @@ def apply(
 
     head, period = _repeats(tuple(kinds))
     end = head + (L - head) // period * period
-    x_BTD, hidden, weights = constrain_batch(x_BTD), [], []
+    x_BTD = constrain_batch(x_BTD)
+    # A carry with the last layer's feed-forward input, if asked for: the others' are not kept.
+    streams = x_BTD, [jnp.zeros_like(x_BTD)] if return_feed_input else []
 
-    def single(x, i: int):
-        x, extra = run(x, i, (pick(i),))
-        return x, jax.tree.map(lambda leaf: leaf[None], extra)
+    def single(streams, i: int):
+        streams, extra = run(streams, i, (pick(i),))
+        return streams, jax.tree.map(lambda leaf: leaf[None], extra)
 
     extras = []
     for i in range(head):
-        x_BTD, extra = single(x_BTD, i)
+        streams, extra = single(streams, i)
         extras.append(extra)
     whole = head == 0 and period == 1 and end == L
     stacks = tuple(
@@ -154,16 +161,17 @@ def apply(
         for offset in range(period)
     )
     unroll = -(-(config.unroll or L) // period)
-    x_BTD, extra = jax.lax.scan(
-        lambda x, each: run(x, head, each),
-        x_BTD, stacks, length=(end - head) // period, unroll=min(unroll, (end - head) // period),
+    streams, extra = jax.lax.scan(
+        lambda streams, each: run(streams, head, each),
+        streams, stacks, length=(end - head) // period, unroll=min(unroll, (end - head) // period),
     )  # fmt: skip
     extras.append(extra)
     for i in range(end, L):
-        x_BTD, extra = single(x_BTD, i)
+        streams, extra = single(streams, i)
         extras.append(extra)
     hidden, weights = (_in_order([extra[part] for extra in extras]) for part in (0, 1))
-    return Stacked(x_BTD, None, hidden, weights)
+    x_BTD, fed = streams
+    return Stacked(x_BTD, None, hidden, weights, fed[0] if fed else None)
 
 
 def _at(tree: Any, index: int | slice) -> Any:
