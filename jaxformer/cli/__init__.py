@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from jaxformer.cli import models, runs
+from jaxformer.cli import lengths, models, runs
 from jaxformer.cli.flags import MODEL, load, parse, required
 from jaxformer.errors import UserError, suggest
 
@@ -22,6 +22,8 @@ USAGE = """jaxformer COMMAND [flags] [--config.SECTION.KEY=VALUE ...]
   perplexity --workdir runs/x --text FILE                   of a text file, with sliding context
   visualize  loss runs/x [runs/y ...] --out loss.png        loss curves of one or several runs
   visualize  attention --workdir runs/x --text TEXT --out attention.png
+  extrapolate runs/x [runs/y ...] --lengths 64,128,256      perplexity over the length of what is
+                                                            read at once, drawn to --out
   convert    --from DIR --to DIR                            a published checkpoint, or a run, to
                                                             one that transformers loads
 
@@ -40,6 +42,7 @@ flags
   --stride N                of perplexity: tokens that each window but the first scores; half of
                             max_length by default
   --batch_size N            of embed and perplexity: most rows that run at once
+  --lengths N,N,...         of extrapolate, in tokens; --tokens N: of the validation text, at each
   --print_config            print the whole config and end
   --dry_run                 print shapes, parameters and memory, and end
   --require_platform NAME   end at once unless JAX runs on cpu, gpu or tpu
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands: dict[str, Callable[[list[str]], None]] = {
             "train": runs.train, "evaluate": runs.evaluate, "generate": models.generate,
             "embed": models.embed, "perplexity": models.perplexity, "visualize": visualize,
-            "convert": models.convert,
+            "convert": models.convert, "extrapolate": lengths.extrapolate,
         }  # fmt: skip
         if argv[0] not in commands:
             raise UserError(

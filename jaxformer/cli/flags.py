@@ -36,7 +36,7 @@ def parse(words: list[str], *flags: str, places: int = 0) -> tuple[dict[str, Any
         values, stray = parser.parse_known_args(rest)
     except argparse.ArgumentError as error:
         raise UserError(f"{error.argument_name or ''} {error.message}".strip()) from None
-    for word in stray[places:] if not any(w.startswith("-") for w in stray[:places]) else stray:
+    for word in [word for word in stray if word.startswith("-")] or stray[places:]:
         name = word.partition("=")[0]
         raise UserError(
             f"{word!r} is not understood{suggest(name, flags)}; flags: {', '.join(flags)}, and "

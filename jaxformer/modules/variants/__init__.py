@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 from typing import Any
 
 from jaxformer.config import coerce
@@ -21,12 +22,15 @@ __all__ = ["VARIANTS", "Attended", "Choice", "Given", "Variant", "check", "parse
 VARIANTS: dict[str, type[Variant]] = {}
 
 
+@functools.lru_cache(maxsize=256)  # and Python 3.11's ast is not safe beside other threads
 def parse(text: str) -> Choice | None:
     """Returns the variant that `model.attention` names; None for "softmax".
 
     Raises:
       UserError: no such variant or argument, or a value of the wrong type.
     """
+    if text == "softmax":
+        return None
     where = f"model.attention={text}"
     name, parenthesis, _ = text.partition("(")
     path, colon, function = name.rpartition(":")
@@ -44,9 +48,7 @@ def parse(text: str) -> Choice | None:
         of_own = {"path": path, "function": function, "arguments": tuple(given.items())}
         return Choice(Own, of_own)
     if name == "softmax":
-        if given:
-            raise UserError(f"{where}: softmax has no arguments; write model.attention=softmax")
-        return None
+        raise UserError(f"{where}: softmax has no arguments; write model.attention=softmax")
     known = ("softmax", *VARIANTS)
     if name not in VARIANTS:
         raise UserError(
