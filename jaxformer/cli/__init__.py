@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from jaxformer.cli import lengths, models, runs
+from jaxformer.cli import lengths, models, retrieval, runs
 from jaxformer.cli.flags import MODEL, load, parse, required
 from jaxformer.errors import UserError, suggest
 
@@ -20,6 +20,10 @@ USAGE = """jaxformer COMMAND [flags] [--config.SECTION.KEY=VALUE ...]
   generate   --workdir runs/x --prompt TEXT                 text, as it is written
   embed      --workdir runs/x --text FILE --out FILE.npy    one vector for each line of a file
   perplexity --workdir runs/x --text FILE                   of a text file, with sliding context
+  datastore  --workdir runs/x [--text FILE] --out DIR       kNN-LM's memory of the training split,
+                                                            or of a file
+  perplexity --workdir runs/x --datastore DIR               with its nearest neighbours there, on
+             [--text FILE]                                  the validation split, or a file
   visualize  loss runs/x [runs/y ...] --out loss.png        loss curves of one or several runs
   visualize  attention --workdir runs/x --text TEXT --out attention.png
   extrapolate runs/x [runs/y ...] --lengths 64,128,256      perplexity over the length of what is
@@ -31,9 +35,9 @@ flags
   --config FILE             the experiment; commands on a run read the run's own by default
   --config.SECTION.KEY=V    changes one key of it; --print_config shows them all
   --workdir DIR             the run's folder; for train runs/NAME by default
-  --from DIR                instead of --workdir, in evaluate, generate, embed, perplexity and
-                            visualize attention: a published checkpoint (config.json, safetensors,
-                            tokenizer)
+  --from DIR                instead of --workdir, in evaluate, generate, embed, perplexity,
+                            datastore and visualize attention: a published checkpoint
+                            (config.json, safetensors, tokenizer)
   --checkpoint WHICH        latest (default), best, or a step's number
   --prompt TEXT             may be given several times
   --metrics NAMES           of written texts: bleu,chrf (default), rouge
@@ -43,6 +47,14 @@ flags
                             max_length by default
   --batch_size N            of embed and perplexity: most rows that run at once
   --lengths N,N,...         of extrapolate, in tokens; --tokens N: of the validation text, at each
+  --max_tokens N            of datastore, and perplexity with one: most tokens, from all over the
+                            text
+  --dtype NAME              of a datastore's keys: float16 (default), float32
+  --neighbours N            of perplexity with a datastore: how many, 64 by default
+  --lambdas X,X,...         their shares of the probability that are tried; --temperature X,X,...:
+                            what squared distances are divided by. The best on one half of the text
+                            is told of the other
+  --search NAME             of neighbours: exact (default), faiss, faiss_ivf
   --print_config            print the whole config and end
   --dry_run                 print shapes, parameters and memory, and end
   --require_platform NAME   end at once unless JAX runs on cpu, gpu or tpu
@@ -62,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "train": runs.train, "evaluate": runs.evaluate, "generate": models.generate,
             "embed": models.embed, "perplexity": models.perplexity, "visualize": visualize,
             "convert": models.convert, "extrapolate": lengths.extrapolate,
+            "datastore": retrieval.datastore,
         }  # fmt: skip
         if argv[0] not in commands:
             raise UserError(

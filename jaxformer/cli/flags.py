@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 RUN = ("--config", "--workdir", "--checkpoint", "--require_platform")
 MODEL = ("--from", *RUN)  # of a run, or of a published folder
 _SWITCHES = {"--print_config", "--dry_run", "--normalize"}
-_NUMBERS = {"--stride", "--max_length", "--batch_size"}
+_NUMBERS = {"--stride", "--max_length", "--batch_size", "--max_tokens", "--neighbours"}
 
 
 def parse(words: list[str], *flags: str, places: int = 0) -> tuple[dict[str, Any], list[str]]:
@@ -56,6 +56,15 @@ def _whole(flag: str, text: str | None) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise UserError(f"{flag}={text}: give a whole number from 1 on")
     return int(text)
+
+
+def numbers(flags: dict[str, Any], name: str) -> tuple[float, ...]:
+    """Returns the numbers, with commas between them, of a flag; none for one that was not given."""
+    text = flags[name]
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise UserError(f"--{name}={text}: give numbers such as 0,0.25,0.5") from None
 
 
 def required(flags: dict[str, Any], name: str, command: str, example: str) -> str:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from jaxformer.cli import retrieval
 from jaxformer.cli.flags import MODEL, load, parse, required, start_jax
 from jaxformer.errors import UserError
+
+_NEIGHBOURS = ("--datastore", "--neighbours", "--lambdas", "--temperature", "--max_tokens",
+               "--search")  # fmt: skip
 
 
 def generate(words: list[str]) -> None:
@@ -66,8 +70,14 @@ def embed(words: list[str]) -> None:
 def perplexity(words: list[str]) -> None:
     """Prints how well the model predicts a text file."""
     flags, assignments = parse(
-        words, *MODEL, "--text", "--stride", "--max_length", "--batch_size"
-    )  # fmt: skip
+        words, *MODEL, "--text", "--stride", "--max_length", "--batch_size", *_NEIGHBOURS
+    )
+    if flags["datastore"]:
+        retrieval.perplexity(flags, assignments)
+        return
+    for name in _NEIGHBOURS[1:]:
+        if flags[name[2:]]:
+            raise UserError(f"{name} is of kNN-LM; give --datastore too, see jaxformer datastore")
     path = Path(required(flags, "text", "perplexity", "FILE --from DIR"))
     from jaxformer.evaluate import likelihood
 

@@ -56,11 +56,11 @@ def loglikelihoods(
       UserError: a model that is not causal, an empty context, an id outside the vocabulary, or
         `max_length` or `stride` out of range.
     """
-    max_length, stride = _checked(model, pairs, max_length, stride)
+    max_length, stride = checked(model, pairs, max_length, stride)
     windows = [
         window
         for index, (context, continuation) in enumerate(pairs)
-        for window in _windows(index, context, continuation, max_length, stride)
+        for window in windows_of(index, context, continuation, max_length, stride)
     ]
     totals, greedy = np.zeros(len(pairs)), np.ones(len(pairs), bool)
     lengths = [len(window.tokens) - 1 for window in windows]
@@ -204,7 +204,7 @@ def encode_pair(
     return context_ids, continuation_ids
 
 
-class _Window(NamedTuple):
+class Window(NamedTuple):
     """What the model reads at once: `tokens` without the last; the last `scored` are scored."""
 
     pair: int
@@ -212,20 +212,21 @@ class _Window(NamedTuple):
     scored: int
 
 
-def _windows(
+def windows_of(
     index: int, context: Ids, continuation: Ids, max_length: int, stride: int
-) -> Iterator[_Window]:
-    """Cuts a pair into windows of at most `max_length` tokens, each with as much as fits."""
+) -> Iterator[Window]:
+    """Yields a pair's windows: `max_length` tokens each at most, with as much context as fits."""
     first, total = len(context), len(context) + len(continuation)
     ids = np.concatenate([np.asarray(context, np.int32), np.asarray(continuation, np.int32)])
     done = first  # where what is not scored yet begins
     while done < total:
         end = min(total, done + stride if done > first else max(first + stride, max_length + 1))
-        yield _Window(index, ids[max(0, end - 1 - max_length) : end], end - done)
+        yield Window(index, ids[max(0, end - 1 - max_length) : end], end - done)
         done = end
 
 
-def _checked(model: Any, pairs: Sequence, max_length: int, stride: int) -> tuple[int, int]:
+def checked(model: Any, pairs: Sequence, max_length: int, stride: int) -> tuple[int, int]:
+    """Returns max_length and stride with their defaults; raises what `loglikelihoods` does."""
     if getattr(model, "encode", None) is not None:
         raise UserError(
             "log-probabilities of texts are those of a causal model; this one is sequence to "
@@ -257,21 +258,46 @@ def _checked(model: Any, pairs: Sequence, max_length: int, stride: int) -> tuple
 
 
 def _score(
-    model: Any, params: Any, batch: list[_Window], length: int, batch_size: int
+    model: Any, params: Any, batch: list[Window], length: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns, of all S scored tokens of a batch: row, log-probability, and whether it was best."""
     tokens_BT, segment_ids_BT = pad_rows([w.tokens[:-1] for w in batch], length, batch_size)
     hidden_BTD = _hidden(model, params, tokens_BT, segment_ids_BT)
-    counts = [window.scored for window in batch]
-    row_S = np.repeat(np.arange(len(batch)), counts)
+    row_S, at_S, target_S = scored_places(batch, length)
+    logp_S, best_S = token_scores(model, params, hidden_BTD, at_S, target_S)
+    return row_S, logp_S, best_S
+
+
+def scored_places(
+    batch: Sequence[Window], length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns, of all S scored tokens of a batch: row, place in [B*T] that predicts it, the token.
+
+    Args:
+      batch: windows, a row each.
+      length: T.
+    """
+    row_S = np.repeat(np.arange(len(batch)), [window.scored for window in batch])
     # Token t of a window is predicted at place t - 1.
     place_S = np.concatenate(
         [np.arange(len(w.tokens) - 1 - w.scored, len(w.tokens) - 1) for w in batch]
     )
     target_S = np.concatenate([w.tokens[len(w.tokens) - w.scored :] for w in batch])
+    return row_S, row_S * length + place_S, target_S
+
+
+def token_scores(
+    model: Any, params: Any, hidden_BTD: jax.Array, at_S: np.ndarray, target_S: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns log-probabilities [S] of tokens, and whether each was the most likely one.
+
+    Args:
+      hidden_BTD: what the model returned.
+      at_S: places in [B*T]; target_S: the token that each predicts.
+    """
     # A fixed number of tokens at a time: logits of all B x T places would often not fit.
-    C = min(max(16, _LOGITS // model.config.vocab_size), 2048, len(tokens_BT) * length)
-    at_S = row_S * length + place_S
+    places = hidden_BTD.shape[0] * hidden_BTD.shape[1]
+    C = min(max(16, _LOGITS // model.config.vocab_size), 2048, places)
     parts = []
     for start in range(0, len(at_S), C):
         missing = C - len(at_S[start : start + C])
@@ -279,7 +305,7 @@ def _score(
         target_C = np.pad(target_S[start : start + C], (0, missing)).astype(np.int32)
         parts.append(_token_scores(model, params, hidden_BTD, at_C, target_C))
     logp_S, best_S = (np.concatenate(part)[: len(at_S)] for part in zip(*jax.device_get(parts)))
-    return row_S, logp_S, best_S
+    return logp_S, best_S
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -118,7 +118,7 @@ def test_rolling_equals_the_windows_of_lm_eval(speaker):
 
 def test_more_context_by_a_smaller_stride_is_what_each_token_sees():
     """A model that copies from far back is sure only where its window reaches far enough."""
-    windows = list(likelihood._windows(0, [9], list(range(30)), 10, 4))
+    windows = list(likelihood.windows_of(0, [9], list(range(30)), 10, 4))
     assert [(len(w.tokens) - 1, w.scored) for w in windows] == [(10, 10)] + [(10, 4)] * 5
     assert np.concatenate([w.tokens[-w.scored :] for w in windows]).tolist() == list(range(30))
 
