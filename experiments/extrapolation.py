@@ -9,11 +9,15 @@
     jaxformer extrapolate runs/rope runs/alibi runs/t5 runs/sinusoidal runs/none runs/window \\
         --lengths 64,128,256,512,1024 --out extrapolation.png
 
-The runs with RoPE are read in four ways: as they are, and stretched by linear interpolation
-(Chen 2023), by "NTK-aware" bases and by YaRN (Peng 2024), each to the length in question. The
-window sees 32 tokens in each layer whatever the length, with RoPE.
+The run with RoPE is read in four ways: as it is, and stretched by linear interpolation (Chen
+2023), by "NTK-aware" bases and by YaRN (Peng 2024), each to the length in question. The window
+sees 32 tokens in each layer whatever the length, with RoPE.
 
-TIME AND SCORE
+Time: 1.1 to 1.7 minutes a run on 2 CPU cores that did other work too. Score, one seed: validation
+loss in nats a token, in windows of 64 tokens and of 1,024 (a perplexity of 30.4 is 3.414): RoPE
+3.414 and 3.916, with YaRN 3.679, with NTK 3.866, by interpolation 4.003; ALiBi 3.430 and 3.380;
+T5's buckets 3.378 and 3.985; sinusoids 3.526 and 4.233; no positions 3.575 and 3.904; the window
+with RoPE 3.398 and 3.336. Only ALiBi and the window gain from the longer text.
 """
 
 from ml_collections import ConfigDict

@@ -81,7 +81,7 @@ def import_complaints(module: str, text: str, *, package: bool = False) -> list[
                 complaints.append(f"{complaint}, but may import {sorted(ONLY[here])} only")
             continue
         if there == "visualize":
-            if module not in MAY_VISUALIZE:
+            if not within(module, MAY_VISUALIZE):
                 complaints.append(f"{complaint}, which is for {sorted(MAY_VISUALIZE)}")
         elif there in ROOMS and here and ROOMS.index(there) < ROOMS.index(here):
             complaints.append(f"{complaint}: {there} lies above {here}")

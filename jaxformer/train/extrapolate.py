@@ -67,7 +67,9 @@ def curves(
             "--config.model.positions=rope, alibi, t5, sinusoidal or none"
         )
     rope = str(chosen.model.get("positions", "")).startswith("rope")
-    schemes = SCHEMES if rope and not chosen.model.rope_scaling else ("",)
+    # In a window no distance is new, and one that is stretched already stays as it is.
+    stretched = chosen.model.get("rope_scaling") or chosen.model.get("window")
+    schemes = SCHEMES if rope and not stretched else ("",)
     found = []
     for scheme in schemes:
         # Up to the trained length all schemes are one.

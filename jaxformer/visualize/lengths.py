@@ -62,12 +62,9 @@ def perplexity_over_length(curves: Sequence[Any], *, title: str = "") -> Figure:
             "trained", (trained, 1), xycoords=("data", "axes fraction"), xytext=(3, -10),
             textcoords="offset points", fontsize=8, color=FAINT,
         )  # fmt: skip
-    # Names at the lines' ends, moved apart where they would touch.
-    step, place = 0.05, -np.inf
-    span = np.log(high / low)
-    for value, name, colour in sorted(ends):
-        wanted = np.log(value / low) / span
-        place = max(wanted, place + step)
+    ends.sort()
+    heights = _apart(np.log([value / low for value, _, _ in ends]) / np.log(high / low))
+    for place, (_, name, colour) in zip(heights, ends, strict=True):
         axes.annotate(
             name, (1, place), xycoords="axes fraction", xytext=(8, 0), va="center",
             textcoords="offset points", fontsize=9, color=colour, annotation_clip=False,
@@ -76,3 +73,18 @@ def perplexity_over_length(curves: Sequence[Any], *, title: str = "") -> Figure:
     axes.set_ylabel("perplexity (per token)", color=INK)
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=INK)
     return fig
+
+
+def _apart(heights: np.ndarray, step: float = 0.055) -> np.ndarray:
+    """Returns rising heights moved as little as keeps names, `step` high, from touching."""
+    moved = np.array(heights, np.float64)
+    groups = [[i] for i in range(len(moved))]
+    while True:  # names that touch become one group, centred where they all want to be
+        centres = [float(np.mean(heights[group])) for group in groups]
+        for group, centre in zip(groups, centres, strict=True):
+            moved[group] = centre + step * (np.arange(len(group)) - (len(group) - 1) / 2)
+        touching = [i for i in range(len(groups) - 1)
+                    if moved[groups[i + 1][0]] - moved[groups[i][-1]] < step * 0.999]  # fmt: skip
+        if not touching:
+            return moved
+        groups[touching[0] : touching[0] + 2] = [groups[touching[0]] + groups[touching[0] + 1]]
