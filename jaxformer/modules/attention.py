@@ -86,10 +86,14 @@ class Rotary(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Self-attention, or `cross`-attention over kv_BSD or memory (Vaswani 2017, section 3.2)."""
+    """Self-attention, or `cross`-attention over kv_BSD or memory (Vaswani 2017, section 3.2).
+
+    `variant` is how a family attends that has a way of its own; else the config says it.
+    """
 
     config: TransformerConfig
     cross: bool = False
+    variant: type[variants.Variant] | None = None
 
     @nn.compact
     def __call__(
@@ -159,6 +163,8 @@ class Attention(nn.Module):
 
             q_BTNH, k_BSKH = turn(q_BTNH), turn(k_BSKH)
         variant = None if self.cross else variants.parse(c.attention)
+        if self.variant is not None:
+            variant = variants.Choice(self.variant, {})
         state: Any = ()
         if cache is not None and variant is not None and variant.kind.HAS_STATE:
             state = cache.state

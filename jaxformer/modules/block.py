@@ -14,6 +14,7 @@ from jaxformer.modules.attention import Attention, KeyValues, Rotary
 from jaxformer.modules.config import TransformerConfig
 from jaxformer.modules.feedforward import Experts, FeedForward
 from jaxformer.modules.norm import Norm
+from jaxformer.modules.variants import Variant
 
 
 class Block(nn.Module):
@@ -25,6 +26,7 @@ class Block(nn.Module):
 
     config: TransformerConfig
     cross: bool = False
+    variant: type[Variant] | None = None
 
     @nn.compact
     def __call__(
@@ -84,7 +86,7 @@ class Block(nn.Module):
 
         normed = x_BTD if normed_input else before("attention", x_BTD)
         feed = Experts(c, name="experts") if c.num_experts else FeedForward(c, name="feed_forward")
-        attended, cache, weights = Attention(c, name="attention")(
+        attended, cache, weights = Attention(c, variant=self.variant, name="attention")(
             normed, mask=mask, bias=bias, rotary=rotary, cache=cache, offset=offset, layer=layer,
             global_BT=global_BT, key=keys[0], return_weights=return_weights,
         )  # fmt: skip

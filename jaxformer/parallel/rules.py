@@ -29,6 +29,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(.*/)?attention/r", ("fsdp", "tensor", None)),
     (r"(.*/)?(attention|relative)/r_[wrs]_bias", ("tensor", None)),
     (r"(.*/)?attention/segment_bias", (None, "tensor", None)),
+    (r"memory/gate", ("tensor",)),
     (r"(.*/)?cross_attention/(q|k|v)", ("fsdp", "tensor", None)),
     (r"(.*/)?cross_attention/(q|k|v)_bias", ("tensor", None)),
     (r"(.*/)?cross_attention/out", ("tensor", None, "fsdp")),

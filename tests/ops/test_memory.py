@@ -23,12 +23,13 @@ def rand(seed, *shape, dtype=jnp.float32):
 
 
 Q, KEYS, V = rand(0, B, T, N, H), rand(1, B, M, K, H), rand(2, B, M, K, H)
-FIRST, STOP = np.random.default_rng(0).integers(0, M, (2, B, T))
+FIRST, STOP = np.random.default_rng(0).integers(0, 6, (2, B, T))
+PLACES = np.random.default_rng(1).integers(-1, 6, (B, M))
 MASKS = {
     "none": None,
     "lengths": masks.lengths(jnp.array([0, 5])),
     "segments": masks.segments(*(jnp.arange(B * n).reshape(B, n) % 3 for n in (T, M))),
-    "span": span(FIRST, STOP),
+    "span": span(FIRST, STOP, PLACES),
     "explicit": masks.explicit(jax.random.bernoulli(jax.random.key(5), 0.3, (B, N, T, M))),
 }  # fmt: skip
 

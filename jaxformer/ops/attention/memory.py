@@ -124,26 +124,32 @@ def gated(local_BTNH: jax.Array, memory_BTNH: jax.Array, gate_N: jax.Array) -> j
 class Span(Mask):
     first_BT: jax.Array
     stop_BT: jax.Array
+    place_BS: jax.Array
 
     def block(self, q_index_t: Index, k_index_s: Index) -> jax.Array:
         first_Bt1, stop_Bt1 = (
             masks.take(x, q_index_t, 1)[..., None] for x in (self.first_BT, self.stop_BT)
         )
-        k_s = masks.as_array(k_index_s)
-        return ((k_s >= first_Bt1) & (k_s < stop_Bt1))[:, None]
+        place_B1s = masks.take(self.place_BS, k_index_s, 1)[:, None]
+        return ((place_B1s >= first_Bt1) & (place_B1s < stop_Bt1))[:, None]
 
     def padded(self, num_queries: int, num_keys: int) -> Mask:
-        return Span(*(masks.lengthen(x, 1, num_queries) for x in (self.first_BT, self.stop_BT)))
+        first_BT, stop_BT = (
+            masks.lengthen(x, 1, num_queries) for x in (self.first_BT, self.stop_BT)
+        )
+        # What is new, a 0, stands at -1.
+        return Span(first_BT, stop_BT, masks.lengthen(self.place_BS + 1, 1, num_keys) - 1)
 
 
-def span(first_BT: jax.Array, stop_BT: jax.Array) -> Mask:
-    """Query t may see keys first <= s < stop: of a line, what lies before its own segment.
+def span(first_BT: jax.Array, stop_BT: jax.Array, place_BS: jax.Array) -> Mask:
+    """A query may see the keys at the places from its first up to its stop: earlier segments, say.
 
     Args:
-      first_BT: int32, each query's first key.
-      stop_BT: int32, the key after its last; at most `first_BT` for a query that sees none.
+      first_BT: int32, 0 or more.
+      stop_BT: int32, the place after the last; at most `first_BT` for a query that sees none.
+      place_BS: int32 place of each key, such as the number of its segment; -1: nobody sees it.
     """
-    return Span(jnp.asarray(first_BT), jnp.asarray(stop_BT))
+    return Span(jnp.asarray(first_BT), jnp.asarray(stop_BT), jnp.asarray(place_BS))
 
 
 def search(
