@@ -12,6 +12,7 @@ from jaxformer.models import (
     encoder_decoder,
     memorizing,
     recurrent,
+    retro,
     transformer_xl,
     xlnet,
 )
@@ -24,6 +25,7 @@ FAMILIES: dict[str, ModuleType] = {
     "encoder_decoder": encoder_decoder,
     "memorizing": memorizing,
     "recurrent": recurrent,
+    "retro": retro,
     "transformer_xl": transformer_xl,
     "xlnet": xlnet,
 }
@@ -52,6 +54,7 @@ __all__ = [
     "make",
     "memorizing",
     "recurrent",
+    "retro",
     "transformer_xl",
     "xlnet",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -21,11 +23,13 @@ class Block(nn.Module):
     """Attention and feed-forward, each with its norms and residual sum (see TransformerConfig).
 
     `cross` adds attention over a source between the two: over `source_BSD`, or over the keys and
-    values in `memory` that were made of it before.
+    values in `memory` that were made of it before; `look` is the module that does so.
+    `variant`: see Attention.
     """
 
     config: TransformerConfig
     cross: bool = False
+    look: Callable[..., nn.Module] = functools.partial(Attention, cross=True)
     variant: type[Variant] | None = None
 
     @nn.compact
@@ -37,7 +41,7 @@ class Block(nn.Module):
         bias=None,
         rotary: Rotary | None = None,
         cache: KeyValues | None = None,
-        source_BSD: jax.Array | None = None,
+        source_BSD: Any = None,
         memory: KeyValues | None = None,
         source_mask=None,
         normed_input: bool = False,
@@ -98,8 +102,8 @@ class Block(nn.Module):
 
         x_BTD = add("attention", x_BTD, attended, 1)
         if self.cross:
-            looked, _, _ = Attention(c, cross=True, name="cross_attention")(
-                before("cross_attention", x_BTD),
+            looked, _, _ = self.look(c, name="cross_attention")(
+                before("cross_attention", x_BTD), offset=offset,
                 kv_BSD=source_BSD, memory=memory, mask=source_mask, key=keys[3],
             )  # fmt: skip
             x_BTD = add("cross_attention", x_BTD, looked, 4)

@@ -7,7 +7,7 @@ from typing import Any
 from jaxformer.models import Model
 from jaxformer.objectives import likelihood
 
-FAMILIES = ("decoder", "memorizing", "transformer_xl")
+FAMILIES = ("decoder", "memorizing", "retro", "transformer_xl")
 LAYOUTS = ("windows", "packed")
 PREDICTS_TEXT = True
 

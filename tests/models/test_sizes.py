@@ -53,6 +53,11 @@ ALONE = {
     "small",
     "wt103_base",
     "wt103_large",
+    "wu2022",
+    "retro_172m",
+    "retro_425m",
+    "retro_1_5b",
+    "retro_7_5b",
 }
 
 

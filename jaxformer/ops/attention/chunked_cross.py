@@ -61,7 +61,7 @@ def chunked_cross_attention(
       key: random key, needed if dropout_rate > 0.
       dropout_rate: static probability of dropping a weight.
       backend: as in `attention`.
-      offset: the position of query 0 in the text; a traced one (a cache index) needs T = 1.
+      offset: the position of query 0 in the text; an int, or an int32 scalar (a cache index).
       return_weights: also return the weights.
 
     Returns:
@@ -70,12 +70,12 @@ def chunked_cross_attention(
 
     Raises:
       ValueError: shapes that do not fit, chunks that are read and have no neighbours, a mask or
-        bias that compares places, a traced offset with T > 1.
+        bias that compares places.
     """
     B, T, N, H = q_BTNH.shape
     _check(q_BTNH, k_BLSKH, v_BLSKH, chunk, valid_BLS, mask, bias, offset)
     L, S = k_BLSKH.shape[1:3]
-    fold = _fold(T, L, chunk, offset)
+    fold = _fold(T, chunk, offset)
     if not fold.count:
         out_BTNH = jnp.zeros_like(q_BTNH)
         weights_BNTS = jnp.zeros((B, N, T, S), jnp.float32)
@@ -106,49 +106,59 @@ class _Fold:
     """How a line of queries becomes rows of `width`, each with the keys of one chunk.
 
     The line is cut so that row 0 reads chunk `first`; before its queries stand `before` empty
-    places, or, if `before` is negative, so many queries are left out that read nothing.
+    places, or, if `before` is negative, so many queries are left out that read nothing. Of an
+    offset that is traced both are traced, and no query is left out.
     """
 
     first: int | jax.Array
     count: int
     width: int
-    before: int
+    before: int | jax.Array
 
     def queries(self, x: jax.Array, axis: int) -> jax.Array:
         """Returns `x` with `axis` cut into [count, width]; what it does not have is 0."""
-        x = jax.lax.slice_in_dim(x, max(-self.before, 0), x.shape[axis], axis=axis)
-        ahead = max(self.before, 0)
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (ahead, self.count * self.width - ahead - x.shape[axis])
-        x = jnp.pad(x, widths)
-        return x.reshape(*x.shape[:axis], self.count, self.width, *x.shape[axis + 1 :])
+        shape, room = x.shape, self.count * self.width
+        if isinstance(self.before, int):
+            x = jax.lax.slice_in_dim(x, max(-self.before, 0), shape[axis], axis=axis)
+            ahead = max(self.before, 0)
+            widths = [(0, 0)] * x.ndim
+            widths[axis] = (ahead, room - ahead - x.shape[axis])
+            x = jnp.pad(x, widths)
+        else:
+            empty = jnp.zeros((*shape[:axis], room, *shape[axis + 1 :]), x.dtype)
+            x = jax.lax.dynamic_update_slice_in_dim(empty, x, self.before, axis)
+        return x.reshape(*shape[:axis], self.count, self.width, *shape[axis + 1 :])
 
     def chunks(self, x_BL: jax.Array) -> jax.Array:
-        """Returns the chunks that are read, [B, count, ...]; before the first there are none."""
+        """Returns the chunks that are read, [B, count, ...]; of validity, False for none."""
         if isinstance(self.first, int):
             return jax.lax.slice_in_dim(x_BL, self.first, self.first + self.count, axis=1)
-        taken = jax.lax.dynamic_slice_in_dim(x_BL, jnp.maximum(self.first, 0), self.count, axis=1)
-        return taken & (self.first >= 0) if x_BL.dtype == jnp.bool_ else taken
+        index_A = self.first + jnp.arange(self.count)
+        taken = jnp.take(x_BL, index_A, axis=1, mode="clip")
+        there_A = (index_A >= 0) & (index_A < x_BL.shape[1])
+        return taken & there_A[:, None] if x_BL.dtype == jnp.bool_ else taken
 
     def back(self, x_BAm: jax.Array, length: int) -> jax.Array:
         """Returns the line [B, length, ...] again, with 0 for the queries that were left out."""
         B, A, m, *rest = x_BAm.shape
-        x_BT = x_BAm.reshape(B, A * m, *rest)[:, max(self.before, 0) :]
+        x_BT = x_BAm.reshape(B, A * m, *rest)
+        if not isinstance(self.before, int):
+            return jax.lax.dynamic_slice_in_dim(x_BT, self.before, length, axis=1)
         missing = max(-self.before, 0)
-        x_BT = x_BT[:, : length - missing]
+        x_BT = x_BT[:, max(self.before, 0) :][:, : length - missing]
         return jnp.pad(x_BT, [(0, 0), (missing, 0)] + [(0, 0)] * len(rest))
 
 
-def _fold(T: int, L: int, chunk: int, offset: int | jax.Array) -> _Fold:
-    if not isinstance(offset, int):
-        return _Fold((offset + 1) // chunk - 1, 1, 1, 0)
-    if T == 1 and offset + 1 >= chunk:
-        return _Fold((offset + 1) // chunk - 1, 1, 1, 0)
-    first, last = (offset + 1) // chunk - 1, (offset + T) // chunk - 1
-    before = (offset + 1) % chunk
+def _fold(T: int, chunk: int, offset: int | jax.Array) -> _Fold:
+    first, before = (offset + 1) // chunk - 1, (offset + 1) % chunk
+    traced = not isinstance(offset, int)
+    if T == 1 and (traced or first >= 0):  # a row of one query, wherever in its chunk it stands
+        return _Fold(first, 1, 1, 0)
+    if traced:
+        return _Fold(first, -(-(T + chunk - 1) // chunk), chunk, before)
     if first < 0:  # the row before chunk 0 reads nothing
         first, before = 0, before - chunk
-    return _Fold(first, max(last + 1 - first, 0), chunk, before)
+    return _Fold(first, (offset + T) // chunk - first, chunk, before)
 
 
 @masks.pytree
@@ -204,11 +214,6 @@ def _check(q_BTNH, k_BLSKH, v_BLSKH, chunk, valid_BLS, mask, bias, offset) -> No
         )
     if chunk < 1:
         raise ValueError(f"chunked_cross_attention: chunk must be 1 or more, not {chunk}")
-    if not isinstance(offset, int) and q[1] != 1:
-        raise ValueError(
-            f"chunked_cross_attention: a traced offset is for one query at a time, not {q[1]}; "
-            "give the offset as an int"
-        )
     if isinstance(offset, int) and k[1] < (offset + q[1]) // chunk:
         raise ValueError(
             f"chunked_cross_attention: {offset + q[1]} tokens have {(offset + q[1]) // chunk} "
