@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxformer import cli
-from jaxformer.evaluate import likelihood
+from jaxformer.evaluate import likelihood, passages
 from tests.test_cli_models import TEXT, make_decoder, make_encoder
 
 OTHER = "".join(f"line {i} of another text, {i} words long.\n" for i in range(30))
@@ -106,3 +106,64 @@ def test_mistakes_are_told_in_one_line(refused, run):
     keys.write_bytes(keys.read_bytes()[:-100])
     refused("perplexity", "--from=gpt2", "--text=other.txt", "--datastore=store", says="damaged")
     assert not Path("new").exists()
+
+
+def make_texts() -> None:
+    Path("texts").mkdir()
+    for i in range(6):
+        lines = [f"line {i * 10 + j} of file {i}, {j} words long." for j in range(10)]
+        Path("texts", f"{i}.txt").write_text("\n".join(lines))
+    Path("texts", "x.bin").write_bytes(b"\xff\x00")
+
+
+def test_passages_stand_before_the_question_and_their_places_after_the_text(run, capsys):
+    make_texts()
+    bert, gpt2 = make_encoder(Path("bert")), make_decoder(Path("gpt2"))
+    said = run(
+        "index", "--from=bert", "--text=texts", "--out=index", "--words=9", "--max_length=64"
+    )
+    assert said.startswith("index: 60 passages of 6 files (1 skipped: not UTF-8 text), in ")
+    question = "line 34 of file 3"
+    asked = ["generate", "--from=gpt2", "--retrieve=index", "--top=2", f"--prompt={question}",
+             "--config.generate.max_new_tokens=8"]  # fmt: skip
+    said = run(*asked)
+
+    index = passages.open_index("index")
+    found = passages.retrieve("index", index, *bert, [question], 2)[0]
+    sources = [f"  {passage.file}:{passage.line}  {passage.score:.3f}" for passage in found]
+    assert said.startswith(question) and said.endswith("\n\n" + "\n".join(sources) + "\n")
+    # The text is that of the prompt with the passages.
+    prompt = "\n\n".join([*(passage.text for passage in found), question])
+    assert len(gpt2[2].encode(prompt)) + 8 <= 64
+    alone = run(*asked[:2], f"--prompt={prompt}", asked[-1])
+    assert said == question + alone.removeprefix(prompt) + "\n" + "\n".join(sources) + "\n"
+    other = run(*asked, "--template={question}\\n{passages}", "--prompt=file 5")
+    assert other.count("\n  ") == 4 and "\n\nfile 5" in other
+
+    Path("bert").rename("moved")
+    assert cli.main(asked) == 2
+    error = capsys.readouterr().err
+    assert "its encoder cannot be loaded" in error and error.count("\n") == 1
+    assert run(*asked, "--encoder=moved") == said
+
+
+def test_mistakes_with_an_index_are_told_in_one_line(refused, run):
+    make_texts()
+    make_encoder(Path("bert"))
+    make_decoder(Path("gpt2"))
+    Path("empty").mkdir()
+    made = ["index", "--from=bert", "--text=texts"]
+    refused(*made, says="index needs --out")
+    refused(*made[:2], "--out=index", says="index needs --text")
+    refused(*made[:2], "--text=empty", "--out=index", says="has no text to cut")
+    refused(*made[:2], "--text=text.txt", "--out=index", says="is no folder")
+    refused(*made, "--out=index", "--words=5", "--overlap=9", says="--overlap=9")
+    refused(*made, "--out=index", "--overlap=x", says="--overlap=x")
+    refused(*made, "--out=gpt2", says="is there already")
+    run(*made, "--out=index")
+    asked = ["generate", "--from=gpt2", "--prompt=a"]
+    refused(*asked, "--top=3", says="--retrieve")
+    refused(*asked, "--retrieve=gpt2", says="no meta.json")
+    refused(*asked, "--retrieve=index", "--template=x", says="{passages}")
+    refused(*asked, "--retrieve=index", "--encoder=gpt2", says="another model")
+    assert not list(Path().glob("*unfinished*"))

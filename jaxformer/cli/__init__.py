@@ -24,6 +24,10 @@ USAGE = """jaxformer COMMAND [flags] [--config.SECTION.KEY=VALUE ...]
                                                             or of a file
   perplexity --workdir runs/x --datastore DIR               with its nearest neighbours there, on
              [--text FILE]                                  the validation split, or a file
+  index      --from ENCODER --text FOLDER --out DIR         passages of a folder's files, each with
+                                                            a vector, for questions to find
+  generate   --workdir runs/x --retrieve DIR --prompt TEXT  text after the passages that the prompt
+                                                            finds, whose places are told
   visualize  loss runs/x [runs/y ...] --out loss.png        loss curves of one or several runs
   visualize  attention --workdir runs/x --text TEXT --out attention.png
   extrapolate runs/x [runs/y ...] --lengths 64,128,256      perplexity over the length of what is
@@ -55,6 +59,11 @@ flags
                             what squared distances are divided by. The best on one half of the text
                             is told of the other
   --search NAME             of neighbours: exact (default), faiss, faiss_ivf
+  --words N                 of index: a passage's, 100 by default; --overlap N: those that it shares
+                            with the one before, a fifth of them by default
+  --top N                   of generate with an index: how many passages, 3 by default
+  --template TEXT           of the prompt with them: "{passages}\\n\\n{question}" by default
+  --encoder DIR             what made the index, if it is no longer where it was
   --print_config            print the whole config and end
   --dry_run                 print shapes, parameters and memory, and end
   --require_platform NAME   end at once unless JAX runs on cpu, gpu or tpu
@@ -74,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "train": runs.train, "evaluate": runs.evaluate, "generate": models.generate,
             "embed": models.embed, "perplexity": models.perplexity, "visualize": visualize,
             "convert": models.convert, "extrapolate": lengths.extrapolate,
-            "datastore": retrieval.datastore,
+            "datastore": retrieval.datastore, "index": retrieval.index,
         }  # fmt: skip
         if argv[0] not in commands:
             raise UserError(

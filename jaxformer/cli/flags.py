@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 RUN = ("--config", "--workdir", "--checkpoint", "--require_platform")
 MODEL = ("--from", *RUN)  # of a run, or of a published folder
 _SWITCHES = {"--print_config", "--dry_run", "--normalize"}
-_NUMBERS = {"--stride", "--max_length", "--batch_size", "--max_tokens", "--neighbours"}
+_NUMBERS = {"--stride", "--max_length", "--batch_size", "--max_tokens", "--neighbours",
+            "--words", "--top"}  # fmt: skip
 
 
 def parse(words: list[str], *flags: str, places: int = 0) -> tuple[dict[str, Any], list[str]]:

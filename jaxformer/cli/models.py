@@ -15,9 +15,17 @@ _NEIGHBOURS = ("--datastore", "--neighbours", "--lambdas", "--temperature", "--m
 
 def generate(words: list[str]) -> None:
     """Prints what the model makes of each prompt."""
-    flags, assignments = parse(words, *MODEL, "--prompt")
+    flags, assignments = parse(
+        words, *MODEL, "--prompt", "--retrieve", "--top", "--template", "--encoder"
+    )
     if flags["from"]:
         required(flags, "prompt", "generate", "TEXT --from DIR")
+    if flags["retrieve"]:
+        retrieval.generate(flags, assignments)
+        return
+    for name in ("top", "template", "encoder"):
+        if flags[name]:
+            raise UserError(f"--{name} is of an index; give --retrieve too, see jaxformer index")
     loaded = load(flags, assignments, "generate")
     from jaxformer.train.sample import Speaker
 

@@ -1,4 +1,4 @@
-"""Commands with a memory on disk: a datastore of kNN-LM, and perplexity with it."""
+"""Commands with a memory on disk: kNN-LM's datastore, and passages that questions find."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from jaxformer.cli.flags import MODEL, load, numbers, parse, required, restore
 from jaxformer.errors import UserError
 
 if TYPE_CHECKING:
+    from jaxformer.evaluate.passages import Found, Index
     from jaxformer.train.load import Loaded
 
 
@@ -59,6 +60,95 @@ def perplexity(flags: dict[str, Any], assignments: list[str]) -> None:
     seconds = time.perf_counter() - start
     print(f"{where} with {len(opened.values_N):,} keys of {flags['datastore']}, in {seconds:.1f} s")
     print("\n".join(knn_lm.table(found)))
+
+
+def index(words: list[str]) -> None:
+    """Writes the passages of a folder of text with their vectors."""
+    flags, assignments = parse(
+        words, *MODEL, "--text", "--out", "--words", "--overlap", "--pooling", "--max_length",
+        "--batch_size",
+    )  # fmt: skip
+    text = Path(required(flags, "text", "index", "FOLDER --out DIR --from ENCODER"))
+    out = Path(required(flags, "out", "index", "DIR --text FOLDER --from ENCODER"))
+    from jaxformer.evaluate import passages, stored
+
+    stored.refuse(out)
+    loaded = load(flags, assignments, "index")
+    names = ("from", "workdir", "checkpoint")
+    encoder = {name: flags[name] for name in names if flags[name]}
+    where = "from" if flags["from"] else "workdir"
+    encoder[where] = str(Path(encoder[where]).resolve())
+    start = time.perf_counter()
+    made = passages.build(
+        out, loaded.model, loaded.params, loaded.tokenizer, text, encoder=encoder,
+        words=flags["words"] or 100, overlap=_overlap(flags),
+        pooling=flags["pooling"] or "mean", max_length=flags["max_length"],
+        batch_size=flags["batch_size"] or 32,
+    )  # fmt: skip
+    skipped = f" ({made.skipped:,} skipped: not UTF-8 text)" if made.skipped else ""
+    print(
+        f"{out}: {made.passages:,} passages of {made.files:,} files{skipped}, in "
+        f"{time.perf_counter() - start:.1f} s"
+    )
+
+
+def generate(flags: dict[str, Any], assignments: list[str]) -> None:
+    """Prints what the model makes of each prompt after the passages that it finds."""
+    from jaxformer.evaluate import passages
+
+    template = (flags["template"] or passages.TEMPLATE).replace("\\n", "\n")
+    passages.check_template(template)
+    opened = passages.open_index(flags["retrieve"])
+    loaded = load(flags, assignments, "generate")
+    from jaxformer.train.sample import Speaker
+
+    speaker = Speaker.of(loaded)
+    questions = tuple(flags["prompt"] or speaker.config.prompts)
+    found = _find(flags, opened, questions)
+    filled = [
+        passages.fill(template, question, of_question, speaker.fits)
+        for question, of_question in zip(questions, found)
+    ]
+    texts = speaker.write(loaded.params, [prompt for prompt, _ in filled])
+    between = "" if speaker.model.encode is None else "\n"
+    for number, (question, text, (_, used)) in enumerate(zip(questions, texts, filled)):
+        above = "\n" if number else ""
+        print(f"{above}{question}{between}{text}\n")
+        for passage in used:
+            print(f"  {passage.file}:{passage.line}  {passage.score:.3f}")
+        if not used:
+            print(f"  no passage of {flags['retrieve']} fits into the model's length")
+
+
+def _find(flags: dict[str, Any], opened: Index, questions: tuple[str, ...]) -> list[list[Found]]:
+    """Returns the passages that each question finds, by the encoder that made the index."""
+    from jaxformer.evaluate import passages
+
+    encoder = opened.meta["encoder"]
+    if flags["encoder"]:
+        run = (Path(flags["encoder"]) / "checkpoints").is_dir()
+        encoder = {"workdir" if run else "from": flags["encoder"]}
+    nothing = dict.fromkeys(("from", "workdir", "config", "checkpoint", "require_platform"))
+    try:
+        loaded = load({**nothing, **encoder}, [], "generate")
+    except UserError as error:
+        raise UserError(
+            f"--retrieve={flags['retrieve']}: its encoder cannot be loaded ({error}); give "
+            "--encoder, the folder where it is now"
+        ) from None
+    return passages.retrieve(
+        flags["retrieve"], opened, loaded.model, loaded.params, loaded.tokenizer, questions,
+        flags["top"] or 3,
+    )  # fmt: skip
+
+
+def _overlap(flags: dict[str, Any]) -> int:
+    text = flags["overlap"]
+    if text is None:
+        return (flags["words"] or 100) // 5
+    if not text.isascii() or not text.isdigit():
+        raise UserError(f"--overlap={text}: give a whole number from 0 on")
+    return int(text)
 
 
 def _reading(flags: dict[str, Any]) -> dict[str, int]:

@@ -50,16 +50,12 @@ class Speaker(NamedTuple):
         Raises:
           UserError: the model cannot write, or a prompt cannot be encoded or is too long.
         """
-        ids = [self.tokenizer.encode(prompt) for prompt in prompts]
+        ids = [self._read(prompt) for prompt in prompts]
         end_ids = [self.tokenizer.eos_id] if self.tokenizer.eos_id >= 0 else []
         start_id = -1
-        if self.model.encode is not None:  # prompts are sources
+        if self.model.encode is not None:
             ends = data.ends_of(self.tokenizer, self.data.start_id)
-            before = self.tokenizer.encode(self.data.source_prefix)
-            ids = [[*ends.source_prefix, *before, *text, *ends.source_suffix] for text in ids]
             start_id, end_ids = ends.start, [ends.target_suffix[-1]]
-        else:
-            ids = [[*self.prefix, *text] for text in ids]
         tokens = generate.generate(
             self.model,
             params,
@@ -75,6 +71,20 @@ class Speaker(NamedTuple):
             first_id=self.first,
         )
         return [self.tokenizer.decode(row) for row in tokens]
+
+    def fits(self, prompt: str) -> bool:
+        """Returns whether the model can read a prompt and then write as much as is asked for."""
+        written = 0 if self.model.encode is not None else self.config.max_new_tokens
+        return len(self._read(prompt)) + written <= self.model.config.max_length
+
+    def _read(self, prompt: str) -> list[int]:
+        """Returns the ids that the model reads of a prompt, or of a source."""
+        text = self.tokenizer.encode(prompt)
+        if self.model.encode is None:
+            return [*self.prefix, *text]
+        ends = data.ends_of(self.tokenizer, self.data.start_id)
+        before = self.tokenizer.encode(self.data.source_prefix)
+        return [*ends.source_prefix, *before, *text, *ends.source_suffix]
 
     def attention(self, params: Any, text: str) -> tuple[np.ndarray, list[str]]:
         """Returns (weights_LNTS, the tokens as strings) of every layer and head on a text.
