@@ -7,6 +7,7 @@ from jaxformer.models import (
     electra,
     encoder,
     encoder_decoder,
+    memorizing,
     recurrent,
     transformer_xl,
     xlnet,
@@ -72,6 +73,13 @@ WRITERS = {
         ),
     ),
     "xlnet": (xlnet, dict(RELATIVE, num_classes=3)),
+    "memorizing": (
+        memorizing,
+        dict(
+            SMALL, num_layers=2, segment_length=3, memory_size=9, memory_top_k=4, num_kv_heads=2,
+            num_classes=3,
+        ),
+    ),
     "xlnet uni": (
         xlnet,
         dict(RELATIVE, attention_type="uni", memory_length=5, same_length=True),
@@ -110,5 +118,6 @@ CASES = WRITERS | READERS
 SEEDS = {
     "gpt2": 0, "llama": 3, "gemma3": 1, "mixtral": 1, "alibi, short convolution": 1, "marian": 7,
     "bart": 22, "t5": 24, "lstm luong": 25, "lstm luong, all at once": 73, "gru bahdanau": 25,
-    "xlnet": 56, "xlnet uni": 2, "transformer_xl": 3, "transformer_xl, adaptive": 7,
+    "memorizing": 7, "xlnet": 56, "xlnet uni": 2, "transformer_xl": 3,
+    "transformer_xl, adaptive": 7,
 }  # fmt: skip

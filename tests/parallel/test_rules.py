@@ -12,6 +12,7 @@ from jaxformer.models import (
     electra,
     encoder,
     encoder_decoder,
+    memorizing,
     recurrent,
     transformer_xl,
     xlnet,
@@ -46,6 +47,7 @@ OTHERS = [
     (encoder_decoder, {"head_bias": True, "positions": "learned", "embed_norm": True}),
     (encoder_decoder, {"share_embeddings": False, "positions": "t5", "tie_embeddings": False}),
     (electra, {"embedding_size": 8}), (xlnet, {"num_classes": 3}), (transformer_xl, {}),
+    (memorizing, {}),
 ]  # fmt: skip
 
 
