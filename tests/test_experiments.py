@@ -308,6 +308,18 @@ def test_sts(train, published, capsys):
 
 
 @pytest.mark.slow
+def test_knn_lm(train, capsys):
+    train("knn_lm", *SMALL, "--config.data.source=text.txt", "--config.data.tokenizer=byte")
+    run = ["--workdir=runs/knn_lm", "--max_length=32"]
+    assert cli.main(["datastore", *run, "--out=runs/knn_lm/store", "--max_tokens=4096"]) == 0
+    capsys.readouterr()
+    asked = ["perplexity", *run, "--datastore=runs/knn_lm/store", "--max_tokens=256"]
+    assert cli.main(asked) == 0
+    alone, mixed = (float(line.split()[2]) for line in capsys.readouterr().out.splitlines()[-2:])
+    assert mixed < 0.9 * alone
+
+
+@pytest.mark.slow
 def test_tagging(train, published, capsys):
     sentence = [
         "-DOCSTART- -X- O O",
