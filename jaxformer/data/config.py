@@ -79,6 +79,14 @@ class Config:
     # Layout "windows": evaluation windows begin every eval_stride tokens and score only their last
     # eval_stride tokens, so that nearly every token is scored with a long context. 0 = seq_len.
     eval_stride: int = 0
+    # Layout "windows": each chunk of retrieval_chunk tokens comes with its nearest neighbours in
+    # the training split, none of a document of its own (model.family="retro" reads them). How alike
+    # chunks are is said by "tfidf" (words that they share) or a published encoder, by its folder.
+    retrieval: str = ""
+    retrieval_chunk: int = 64
+    neighbours: int = 2  # of each chunk; each is a chunk and as many tokens after it
+    # Evaluation scores the chunks alone of which a neighbour has no more than this part in one run.
+    retrieval_overlap: float = 1.0
     snippet_lines: int = 0  # cut every document into documents of so many lines; 0 = leave whole
     max_documents: int = 0  # read no more documents (files or rows) than this; 0 = all
     max_bytes: int = 0  # read no more text than this; 0 = all
@@ -89,7 +97,8 @@ class Config:
         one_of(self.labels, LABELS, "data.labels")
         one_of(self.pair_task, PAIR_TASKS, "data.pair_task")
         one_of(self.split, SPLITS, "data.split")
-        for name in ("seq_len", "batch_size", "doc_stride", "max_question"):
+        for name in ("seq_len", "batch_size", "doc_stride", "max_question", "retrieval_chunk",
+                     "neighbours"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UserError(f"data.{name} must be 1 or more, not {getattr(self, name)}")
         for name in ("eval_stride", "snippet_lines", "max_documents", "max_bytes", "source_len",
@@ -108,6 +117,7 @@ class Config:
             )
         self._check_layout()
         self._check_targets()
+        self._check_retrieval()
         if self.eval_stride > self.seq_len:
             raise UserError(
                 f"data.eval_stride={self.eval_stride} is more than data.seq_len={self.seq_len}: "
@@ -131,6 +141,7 @@ class Config:
             "text_pair_field": ("padded",),
             "pad_left": ("padded",),
             "eval_stride": ("windows",),
+            "retrieval": ("windows",),
             "snippet_lines": ("windows", "packed", "padded"),
             "target_field": SEQ2SEQ,
             "target_source": SEQ2SEQ,
@@ -159,6 +170,23 @@ class Config:
                 "data.labels='tags' reads words one by one: leave data.text_pair_field empty and "
                 "data.snippet_lines 0"
             )
+
+    def _check_retrieval(self) -> None:
+        """Raises UserError unless rows are made of whole chunks."""
+        if not 0 <= self.retrieval_overlap <= 1:
+            raise UserError(
+                f"data.retrieval_overlap={self.retrieval_overlap} is a part of a chunk, 0 to 1"
+            )
+        if not self.retrieval:
+            return
+        for name in ("seq_len", "eval_stride"):
+            length = getattr(self, name)
+            if length % self.retrieval_chunk:
+                near = max(1, round(length / self.retrieval_chunk)) * self.retrieval_chunk
+                raise UserError(
+                    f"data.retrieval_chunk={self.retrieval_chunk} does not divide data.{name}="
+                    f"{length}; try --config.data.{name}={near}"
+                )
 
     def _check_targets(self) -> None:
         """Raises UserError unless a sequence-to-sequence layout has one place to find targets."""

@@ -9,7 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.data import build, cache, classes, layouts, order, sources, splits, tokenizers
+from jaxformer.data import (
+    build,
+    cache,
+    classes,
+    layouts,
+    neighbours,
+    order,
+    sources,
+    splits,
+    tokenizers,
+)
 from jaxformer.data.config import Config
 from jaxformer.data.layouts import Batch, Layout
 from jaxformer.data.reading import Document
@@ -88,7 +98,8 @@ class Split:
         Returns:
           tokens, targets, segment_ids, positions [B, T] int32, weights [B, T] float32, rows [B]
           int32; labels [B] int32 (float32 if they are numbers) or tags [B, T] int32 if there are
-          any; token_types [B, T] int32 if they tell anything; what else a layout has, see there.
+          any; token_types [B, T] int32 if they tell anything; neighbours [B, L, K, r] int32 with
+          data.retrieval; what else a layout has, see there.
           Training windows are full and alike: they have no segment_ids and no positions.
           In rows that fill up the last validation batch segment_ids and weights are 0, labels and
           tags -1 (numbers 0). A transform makes of this what it says.
@@ -151,12 +162,18 @@ class Dataset:
         return dataclasses.replace(self, **parts)
 
 
-def load(config: Config, *, say: Callable[[str], None] = print) -> Dataset:
+def load(
+    config: Config,
+    *,
+    say: Callable[[str], None] = print,
+    embed: neighbours.Embed | None = None,
+) -> Dataset:
     """Opens the data of a config; tokenises it first if the cache does not have it.
 
     Args:
       config: what to read.
       say: told what takes time.
+      embed: texts to vectors, by the encoder that data.retrieval names, if it does.
 
     Raises:
       UserError: no such file or field, no text, fewer rows than a batch.
@@ -177,7 +194,7 @@ def load(config: Config, *, say: Callable[[str], None] = print) -> Dataset:
             named = dataclasses.replace(config, tokenizer=str(folder / entry))
             cache.remember(folder, _key(named, found, sources.Source.content_key), entry)
         cache.remember(folder, stat_key, entry)
-    return _dataset(config, *opened, say)
+    return _dataset(config, *opened, say, embed)
 
 
 def _key(config: Config, found: list[sources.Source], of: Callable[[sources.Source], list]) -> str:
@@ -194,15 +211,20 @@ def _dataset(
     meta: dict[str, Any],
     corpora: dict[str, cache.Corpus],
     say: Callable[[str], None],
+    embed: neighbours.Embed | None,
 ) -> Dataset:
     tokenizer = tokenizers.restore(
         meta["tokenizer_json"], meta["vocab_size"], meta["specials"], meta["templates"]
     )
     about, made = meta["splits"], {}
     names, corpora = classes.arrange(config.class_names, meta["class_names"], corpora)
+    found, fingerprint = {}, meta["fingerprint"]
+    if config.retrieval:
+        key, found = neighbours.find(config, fingerprint, corpora, tokenizer, embed, say)
+        fingerprint = cache.digest([fingerprint, key])
     for name, corpus in corpora.items():
         training = name == "train"
-        layout = layouts.make(config, corpus, tokenizer, training)
+        layout = layouts.make(config, corpus, tokenizer, training, found.get(name))
         labelled = config.labels not in ("", "tags")
         made[name] = Split(layout, config.batch_size, training, labelled)
         cut = getattr(layout, "truncated", 0)
@@ -241,7 +263,7 @@ def _dataset(
         validation_tokens=about["validation"]["tokens"],
         train_documents=about["train"]["documents"],
         validation_documents=about["validation"]["documents"],
-        fingerprint=meta["fingerprint"],
+        fingerprint=fingerprint,
         start_id=ends.start if ends else -1,
         end_id=ends.target_suffix[-1] if ends else -1,
     )

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from jaxformer import data
+from jaxformer import data, interop
 from jaxformer.data import corruption
 from jaxformer.errors import UserError
+from jaxformer.evaluate.embed import embed_texts
 from jaxformer.models import Model
 from jaxformer.objectives import OBJECTIVES
 from jaxformer.parallel import mesh as meshes
@@ -92,7 +95,8 @@ def load(experiment: Experiment, *, say: Callable[[str], None]) -> data.Dataset:
     Raises:
       UserError: the data cannot be had, or cannot be changed so.
     """
-    dataset, goal = data.load(experiment.data, say=say), OBJECTIVES[experiment.goal]
+    dataset = data.load(experiment.data, say=say, embed=_embedder(experiment.data.retrieval))
+    goal = OBJECTIVES[experiment.goal]
     if not hasattr(goal, "host_transform"):
         return dataset
     kind, options = goal.host_transform(experiment.objective)
@@ -110,3 +114,18 @@ def load(experiment: Experiment, *, say: Callable[[str], None]) -> data.Dataset:
             f"{experiment.model.max_length}; {mend}"
         )
     return dataset
+
+
+def _embedder(folder: str) -> Callable[[Sequence[str]], np.ndarray]:
+    """Returns what makes vectors of texts by a published encoder, which is loaded when it is used.
+
+    Its hidden states are averaged over a text's tokens (RETRO's frozen BERT; Borgeaud 2022, sec.
+    2.2).
+    """
+
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        model, params = interop.load_huggingface(Path(folder).expanduser())
+        tokenizer = data.load_tokenizer(folder)
+        return embed_texts(model, params, tokenizer, texts, pooling="mean")
+
+    return embed

@@ -72,9 +72,9 @@ def folder(tmp_path):
 def load(tmp_path):
     """`load(source, **config)`, with small rows, a cache of the test's own, and no words."""
 
-    def load(source, say=lambda line: None, **config):
+    def load(source, say=lambda line: None, embed=None, **config):
         config = {"seq_len": 32, "batch_size": 4, "cache_dir": str(tmp_path / "cache"), **config}
-        return data.load(data.Config(source=str(source), **config), say=say)
+        return data.load(data.Config(source=str(source), **config), say=say, embed=embed)
 
     return load
 

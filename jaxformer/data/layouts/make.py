@@ -8,13 +8,21 @@ from jaxformer.data.layouts.base import Layout
 from jaxformer.data.layouts.packed import Packed
 from jaxformer.data.layouts.padded import Padded
 from jaxformer.data.layouts.qa import Questions
+from jaxformer.data.layouts.retrieved import Retrieved
 from jaxformer.data.layouts.sentence_pairs import SentencePairs
 from jaxformer.data.layouts.seq2seq import Seq2Seq, ends_of
 from jaxformer.data.layouts.windows import Windows
+from jaxformer.data.neighbours import Neighbours
 from jaxformer.data.tokenizers import Tokenizer
 
 
-def make(config: Config, corpus: Corpus, tokenizer: Tokenizer, training: bool) -> Layout:
+def make(
+    config: Config,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    training: bool,
+    found: Neighbours | None = None,
+) -> Layout:
     """Returns a split's layout.
 
     Args:
@@ -23,6 +31,7 @@ def make(config: Config, corpus: Corpus, tokenizer: Tokenizer, training: bool) -
       tokenizer: for its special tokens.
       training: whether it is the training split; validation windows may overlap, and validation
         pairs have a row each.
+      found: the neighbours of the split's chunks, with data.retrieval.
 
     Raises:
       UserError: rows too short for what they must hold.
@@ -30,6 +39,9 @@ def make(config: Config, corpus: Corpus, tokenizer: Tokenizer, training: bool) -
     T, pad = config.seq_len, max(0, tokenizer.pad_id)
     if config.layout == "windows":
         stride = 0 if training else config.eval_stride or config.seq_len
+        if found is not None:
+            most_overlap = 1.0 if training else config.retrieval_overlap
+            return Retrieved(corpus, T, stride, pad, found, most_overlap)
         return Windows(corpus, T, stride, pad)
     if config.layout == "packed":
         return Packed(corpus, T, pad)

@@ -21,14 +21,14 @@ class Windows:
         for evaluation: windows begin every `stride` tokens, the last one ends at the stream's end,
         and a token that an earlier window scored has weight 0.
       pad: fills a stream shorter than a row.
+      grid: windows begin at multiples of so many tokens, and shifts are counted in them; with more
+        than 1 the last window for evaluation goes beyond the stream's end, and is filled up.
     """
 
-    def __init__(self, corpus: Corpus, seq_len: int, stride: int, pad: int):
+    def __init__(self, corpus: Corpus, seq_len: int, stride: int, pad: int, grid: int = 1):
         self.tokens_N, self.seq_len, self.stride = corpus.tokens_N, seq_len, stride
+        self.grid = grid
         self.real = len(self.tokens_N)
-        if self.real <= seq_len:
-            missing = seq_len + 1 - self.real
-            self.tokens_N = np.pad(self.tokens_N, (0, missing), constant_values=pad)
         scored = max(1, self.real - 1)
         if stride:
             self.num_rows = 1 + max(0, -(-(scored - seq_len) // stride))
@@ -36,9 +36,18 @@ class Windows:
         else:
             # One row fewer than fit, so that there is room for any shift.
             self.num_rows = max((self.real - seq_len) // seq_len, scored // seq_len and 1)
-            self.max_shift = min(seq_len - 1, scored - self.num_rows * seq_len)
+            self.max_shift = min(seq_len - 1, scored - self.num_rows * seq_len) // grid
+        ends = (self.num_rows - 1) * stride if stride and grid > 1 else 0
+        missing = ends + seq_len + 1 - self.real
+        if missing > 0:
+            self.tokens_N = np.pad(self.tokens_N, (0, missing), constant_values=pad)
         self.windows = np.lib.stride_tricks.sliding_window_view(self.tokens_N, seq_len + 1)
         self.position_T = np.arange(seq_len, dtype=np.int32)
+
+    def starts(self, rows_R: np.ndarray, shifts_R: np.ndarray) -> np.ndarray:
+        """Returns where in the stream these rows begin."""
+        start_R = rows_R * (self.stride or self.seq_len) + shifts_R * self.grid
+        return np.minimum(start_R, len(self.windows) - 1)
 
     def gather(self, rows_R: np.ndarray, shifts_R: np.ndarray) -> Batch:
         """Returns the batch of these rows (int64), each window moved right by its shift.
@@ -46,8 +55,7 @@ class Windows:
         Full training windows come without segment_ids and positions: attention then needs the
         causal mask only, and positions are 0 … T-1 for all.
         """
-        T = self.seq_len
-        start_R = np.minimum(rows_R * (self.stride or T) + shifts_R, len(self.windows) - 1)
+        T, start_R = self.seq_len, self.starts(rows_R, shifts_R)
         window_RT = self.windows[start_R]
         batch = {
             "tokens": window_RT[:, :-1].astype(np.int32),
