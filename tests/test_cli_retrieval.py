@@ -9,8 +9,10 @@ import pytest
 
 from jaxformer import cli
 from jaxformer.evaluate import likelihood, passages
+from tests.conftest import REPOSITORY
 from tests.test_cli_models import TEXT, make_decoder, make_encoder
 
+EXPERIMENTS = REPOSITORY / "experiments"
 OTHER = "".join(f"line {i} of another text, {i} words long.\n" for i in range(30))
 QUICK = ["--config.train.steps=2", "--config.train.eval_tokens=256", "--config.data.seq_len=16",
          "--config.data.tokenizer=byte", "--config.model.num_layers=1", "--config.model.width=16",
@@ -72,7 +74,7 @@ def test_a_datastore_and_perplexity_with_it(run):
 
 @pytest.mark.slow
 def test_of_a_run_the_training_split_is_kept_and_the_validation_split_is_scored(run, refused):
-    config = str(Path(__file__).parent.parent / "experiments" / "quickstart.py")
+    config = str(EXPERIMENTS / "quickstart.py")
     run("train", f"--config={config}", "--workdir=runs/x", *QUICK)
     said = run("datastore", "--workdir=runs/x", "--out=store", "--max_tokens=512")
     assert "keys of width 16 from train split of text.txt" in said
@@ -81,6 +83,19 @@ def test_of_a_run_the_training_split_is_kept_and_the_validation_split_is_scored(
     assert said.startswith("validation split of text.txt with ")
     assert "perplexity of the second half" in said and said.count("*") == 1
     refused("datastore", "--workdir=runs/x", "--out=store", says="is there already")
+
+
+@pytest.mark.slow
+def test_runs_can_be_encoder_and_writer(run):
+    make_texts()
+    for name, of in (("bert_mlm", "reader"), ("quickstart", "writer")):
+        config = str(EXPERIMENTS / f"{name}.py")
+        run(
+            "train", f"--config={config}", f"--workdir={of}", *QUICK, "--config.model.max_length=64"
+        )
+    run("index", "--workdir=reader", "--text=texts", "--out=index", "--pooling=first", "--words=5")
+    said = run("generate", "--workdir=writer", "--retrieve=index", "--prompt=line 3", "--top=9")
+    assert said.startswith("line 3") and 0 < said.count(".txt:") < 9  # not all nine fit
 
 
 def test_mistakes_are_told_in_one_line(refused, run):

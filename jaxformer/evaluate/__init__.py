@@ -1,6 +1,6 @@
 """Running a model over a dataset, and its scores on tasks.
 
-`metrics`, `squad`, `prompting`, `embed` and `lm_eval` are imported by name.
+`metrics`, `squad`, `prompting`, `embed`, `knn_lm`, `passages` and `lm_eval` are imported by name.
 """
 
 from __future__ import annotations

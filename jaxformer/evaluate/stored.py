@@ -140,7 +140,7 @@ def open_folder(path: str | Path, kind: str, command: str) -> Stored:
     path = Path(path)
     if not (path / "meta.json").is_file():
         what = "has no meta.json" if path.is_dir() else "is no folder"
-        raise UserError(f"{path} {what}: give a {kind} that jaxformer {command} made")
+        raise UserError(f"{path} {what}: give one that jaxformer {command} made")
     again = f"{path} is damaged ({{}}); make it again with jaxformer {command}"
     try:
         meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
@@ -149,8 +149,8 @@ def open_folder(path: str | Path, kind: str, command: str) -> Stored:
             raise ValueError("meta.json is not as it was written")
         if meta["format"] != FORMAT or meta["kind"] != kind:
             raise UserError(
-                f"{path} is a {meta['kind']} of format {meta['format']}, not a {kind} of format "
-                f"{FORMAT}; make one with jaxformer {command}"
+                f"{path} holds {meta['kind']} of format {meta['format']}, but {kind} of format "
+                f"{FORMAT} is needed; make it with jaxformer {command}"
             )
         arrays = {name: _mapped(path / f"{name}.npy", of) for name, of in meta["files"].items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -203,6 +203,11 @@ def test_faiss_finds_the_same(speaker, store):
     for kind in nearest_faiss.KINDS:  # so small a store is searched exactly by both
         found = nearest_faiss.searcher(store[1], kind)(store[1], q_QD, 6)
         np.testing.assert_allclose(found[0], want[0], rtol=1e-4, atol=1e-4)
+    keys_ND = np.random.default_rng(0).standard_normal((26_000, 8)).astype(np.float16)
+    large = datastore.Datastore(keys_ND, np.arange(26_000, dtype=np.int32), {})
+    want = datastore.search(large, keys_ND[:20], 5)[1]
+    found = nearest_faiss.searcher(large, "faiss_ivf")(large, keys_ND[:20], 5)[1]
+    assert (found[:, 0] == np.arange(20)).all() and (found == want).mean() > 0.7
 
 
 def test_without_faiss_one_line_says_how_to_get_it(store, monkeypatch):

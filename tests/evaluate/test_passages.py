@@ -154,7 +154,11 @@ def test_bad_input(reader, folder, tmp_path):
     refused(lambda: passages.retrieve(path, index, *other, ["a"]), "another model", "index")
     for template in ("{passages}", "{question}", "{passages}{question}{question}"):
         refused(lambda template=template: passages.check_template(template), "--template")
-    refused(lambda: stored.open_folder(path, "datastore", "datastore"), "is a passages")
+    refused(
+        lambda: stored.open_folder(path, "datastore", "datastore"),
+        "holds passages",
+        "datastore of format",
+    )
     text = path / "text.npy"
     text.write_bytes(text.read_bytes()[:-1])
     refused(lambda: passages.open_index(path), "damaged", "jaxformer index")
