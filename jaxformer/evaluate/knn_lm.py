@@ -85,6 +85,8 @@ def sweep(
     windows = datastore.cut(model, tokenizer, ids, max_length, stride, max_tokens)
     if len(windows) < 2:  # one window of a short text, in two
         (window,) = windows
+        if window.scored < 2:
+            raise UserError("two tokens must be scored at least, one to choose by and one to tell")
         first = window.scored - window.scored // 2
         cut = len(window.tokens) - (window.scored - first)
         windows = [window._replace(tokens=window.tokens[:cut], scored=first),

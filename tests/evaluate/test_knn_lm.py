@@ -190,6 +190,7 @@ def test_an_empty_store_is_refused(speaker, tmp_path):
         (dict(lambdas=[0.5, 1.2]), "0 to 1"),
         (dict(temperatures=[0.0]), "above 0"),
         (dict(text="a"), "too few"),
+        (dict(max_tokens=1), "two tokens"),
     ],
 )
 def test_wrong_numbers_are_named(speaker, store, options, words):
