@@ -55,9 +55,9 @@ def by_hand(speaker, ids, stride=MAX_LENGTH // 2):
 def test_a_store_holds_every_token_after_what_the_model_read(speaker, store):
     keys_ND, values_N, _ = by_hand(speaker, speaker.tokenizer.encode(TEXT))
     found = store[1]
-    order, want = (np.lexsort(k.T.round(3)) for k in (np.asarray(found.keys_ND), keys_ND))
-    np.testing.assert_array_equal(found.values_N[order], values_N[want])
-    np.testing.assert_allclose(found.keys_ND[order], keys_ND[want], rtol=1e-3, atol=1e-4)
+    # All windows are of one padded length here, so that they are read in their order.
+    np.testing.assert_array_equal(found.values_N, values_N)
+    np.testing.assert_allclose(found.keys_ND, keys_ND, rtol=1e-3, atol=1e-4)
     assert isinstance(found.keys_ND, np.memmap) and not found.keys_ND.flags.writeable
     assert found.meta["variance"] == pytest.approx(keys_ND.var(axis=0).sum(), rel=1e-4)
 
