@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxformer import ops
+from jaxformer import interop, ops
 from jaxformer.models import decoder
 
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 30, (2, 12)), jnp.int32)
@@ -88,3 +88,20 @@ def test_by_hand():
     h_BTD = h_BTD + np.einsum("bnth,nhd->btd", weights @ v, p["out"]) + p["out_bias"]
     want = norm(h_BTD, layer["feed_forward_norm"])
     np.testing.assert_allclose(out.feed_input_BTD, want, rtol=1e-4, atol=1e-5)
+
+
+def test_it_is_what_the_published_layer_reads(tmp_path):
+    """GPT-2 of transformers: the output of the last block's second norm."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    sizes = dict(n_embd=16, n_layer=2, n_head=2, n_positions=32, vocab_size=30)
+    ours = dict(bos_token_id=0, eos_token_id=0, initializer_range=0.3)
+    published = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **ours)).eval()
+    published.save_pretrained(tmp_path)
+    read = []
+    published.transformer.h[-1].mlp.register_forward_pre_hook(lambda _, x: read.append(x[0]))
+    with torch.no_grad():
+        published(torch.tensor(np.asarray(TOKENS)).long())
+    model, params = interop.load_huggingface(tmp_path, compute_dtype="float32")
+    out = model.apply(params, {"tokens": TOKENS}, return_feed_input=True)
+    np.testing.assert_allclose(out.feed_input_BTD, read[0].numpy(), rtol=1e-4, atol=1e-5)
