@@ -27,6 +27,7 @@ from jaxformer.models.model import (
     empty_cache,
     positions_of,
 )  # fmt: skip
+from jaxformer.models.retro_cache import remembered, with_retrieval
 from jaxformer.modules import retro
 from jaxformer.modules.config import TransformerConfig
 from jaxformer.modules.embed import Embed, rotary
@@ -42,9 +43,9 @@ class Config(TransformerConfig):
 
     chunk: tokens of a chunk (m; it must be data.retrieval_chunk); retrieval_layers: the layers with
     chunked cross-attention, counted from 1 ((): every third from the 6th, as in the paper, or from
-    the middle of a shallow model). The neighbours' encoder: encoder_layers, encoder_width (E; 0:
-    D), encoder_heads (0: as many of the decoder's head width as E holds), encoder_cross_layers: its
-    layers that read the chunk.
+    the middle of a shallow model). The neighbours' encoder: encoder_layers, encoder_width (E; 0: D;
+    as wide as the decoder, it looks tokens up in the decoder's table), encoder_heads (0: as many of
+    the decoder's head width as E holds), encoder_cross_layers: its layers that read the chunk.
     """
 
     norm: str = "rms_norm"
@@ -120,32 +121,6 @@ SIZES = {
 }
 
 
-def with_retrieval(config: Config, cache: dict, neighbours: int, length: int) -> dict:
-    """Returns a cache that can also keep what was found for each chunk as the text is written.
-
-    A call of `apply` with it reads "neighbours" [B, n, P, r] as those of the n chunks from the one
-    on in which its first token stands; those of a chunk that has not ended yet are not kept. So
-    a text's beginning comes with all of its whole chunks' neighbours, and each token after that
-    ends a chunk with that chunk's. Rows must not be padded on the left: it would move the chunks.
-
-    Args:
-      config: the model's.
-      cache: from `init_cache`.
-      neighbours: P.
-      length: r, tokens of a neighbour.
-    """
-    B, room = cache["valid"].shape
-    S, chunks, R = neighbours * length, room // config.chunk, len(config.looking)
-    dtype = jnp.dtype(config.compute_dtype)
-    shape = (B, chunks, S, config.kv_heads, config.per_head)
-    return cache | {
-        "neighbour_k": tuple(jnp.zeros(shape, dtype) for _ in range(R)),
-        "neighbour_v": tuple(jnp.zeros(shape, dtype) for _ in range(R)),
-        "neighbour_valid": jnp.zeros((B, chunks, S), bool),
-        "neighbour_states": jnp.zeros((B, room, config.width), dtype),
-    }
-
-
 def make(config: Config) -> Model:
     """Returns RETRO as pure functions; see Model. Batches may also hold "neighbours" [B, L, P, r]
     int32, of the L = T // m whole chunks of a row, -1 where there is no token."""
@@ -168,10 +143,9 @@ def make(config: Config) -> Model:
             encoder_config, ReadChunk, keys[4], x_BTE, x_BTD, reading,
             rotary=rotary(encoder_config, tokens),
         )  # fmt: skip
-        encoder |= {
-            "embed": encoder_embed.init(keys[3], tokens, tokens)["params"],
-            "final_norm": encoder_norm.init(keys[5], x_BTE).get("params", {}),
-        }
+        encoder["final_norm"] = encoder_norm.init(keys[5], x_BTE).get("params", {})
+        if encoder_config.width != c.width:
+            encoder["embed"] = encoder_embed.init(keys[3], tokens, tokens)["params"]
         params = {
             "embed": embed.init(keys[0], tokens, tokens)["params"],
             "final_norm": final_norm.init(keys[2], x_BTD).get("params", {}),
@@ -188,7 +162,10 @@ def make(config: Config) -> Model:
         tokens = neighbours_BLPr.reshape(B * L * P, r)
         valid, places = tokens >= 0, jnp.arange(r)[None]
         x = encoder_embed.apply(
-            {"params": part["embed"]}, jnp.maximum(tokens, 0), places, key=keys[0]
+            {"params": part.get("embed", params["embed"])},
+            jnp.maximum(tokens, 0),
+            places,
+            key=keys[0],
         )
         chunks = states_BTD[:, : L * m].reshape(B * L, m, c.width)
         out = retro.apply(
@@ -198,9 +175,6 @@ def make(config: Config) -> Model:
         )  # fmt: skip
         normed = encoder_norm.apply({"params": part.get("final_norm", {})}, out.x_BTD)
         return normed.reshape(B, L, P * r, -1)
-
-    def places_of(neighbours: int, length: int) -> jax.Array:
-        return jnp.tile(jnp.arange(length), neighbours)
 
     def apply(
         params: Params,
@@ -224,7 +198,7 @@ def make(config: Config) -> Model:
             valid_BS = jax.lax.dynamic_update_slice(cache["valid"], fresh != 0, (0, index))
             mask = ops.masks.causal(offset=index) & ops.masks.explicit(valid_BS[:, None, None, :])
             if "neighbour_k" in cache:
-                source = _remembered(params, cache, found, index, T, kept, keys[2])
+                source = remembered(config, encode, params, cache, found, T, kept, keys[2])
             elif found is not None:
                 raise UserError("neighbours need a cache of models.retro.with_retrieval")
         elif segment_ids is not None:
@@ -239,7 +213,7 @@ def make(config: Config) -> Model:
                     B, L, P, r = found.shape
                     states = encode(params, found, x_BTD, keys[2])
                     valid_BLS = (found >= 0).reshape(B, L, P * r)
-                    made.append(Retrieved(valid_BLS, places_of(P, r), m, states))
+                    made.append(Retrieved(valid_BLS, retro.places_of(P, r), m, states))
                 return made[0]
 
         x_BTD = embed.apply({"params": params["embed"]}, tokens_BT, positions_BT, key=keys[0])
@@ -255,51 +229,6 @@ def make(config: Config) -> Model:
         return Output(
             hidden, cache, out.hidden_states_LBTD, out.attention_LBNTS, out.feed_input_BTD
         )
-
-    def _remembered(params, cache, found, index, T, kept, key):
-        """Returns the source of each layer that looks, from the cache and what was found now."""
-        first = index // m
-        places = None
-
-        def source(number: int, x_BTD: jax.Array) -> Retrieved:
-            if not number:
-                kept["neighbour_states"] = jax.lax.dynamic_update_slice(
-                    cache["neighbour_states"],
-                    x_BTD.astype(cache["neighbour_states"].dtype), (0, index, 0),
-                )  # fmt: skip
-                kept["neighbour_valid"] = cache["neighbour_valid"]
-                kept["neighbour_k"], kept["neighbour_v"] = (
-                    cache["neighbour_k"],
-                    cache["neighbour_v"],
-                )
-                if found is not None:
-                    add(x_BTD.dtype)
-            of_layer = kept["neighbour_k"][number], kept["neighbour_v"][number]
-            return Retrieved(kept["neighbour_valid"], places, m, keys=of_layer)
-
-        def add(dtype) -> None:
-            B, n, P, r = found.shape
-            chunk_n = first + jnp.arange(n)
-            rows = first * m + jnp.arange(n * m)
-            states_BTD = jnp.take(kept["neighbour_states"], rows, axis=1, mode="clip")
-            states = encode(params, found, states_BTD.astype(dtype), key)
-            ended_n = (chunk_n + 1) * m <= index + T
-            valid_BnS = (found >= 0).reshape(B, n, P * r) & ended_n[:, None]
-
-            def put(kept_BL, new_Bn):
-                return kept_BL.at[:, chunk_n].set(new_Bn.astype(kept_BL.dtype), mode="drop")
-
-            kept["neighbour_valid"] = put(kept["neighbour_valid"], valid_BnS)
-            layers = [jax.tree.map(lambda x, i=i: x[i], params["cross"]["layers"])
-                      for i in range(len(looking))]  # fmt: skip
-            pairs = [retro.keys_of(c, layer["cross_attention"], states, places_of(P, r))
-                     for layer in layers]  # fmt: skip
-            for at, name in enumerate(("neighbour_k", "neighbour_v")):
-                kept[name] = tuple(
-                    put(x, pair[at]) for x, pair in zip(kept[name], pairs, strict=True)
-                )
-
-        return source
 
     def _check(found: jax.Array, tokens_BT: jax.Array) -> None:
         B, T = tokens_BT.shape

@@ -32,10 +32,15 @@ class Retrieved(NamedTuple):
     """
 
     valid_BLS: jax.Array
-    places_S: jax.Array
+    places_S: Any
     chunk: int
     states_BLSE: Any = None
     keys: tuple[jax.Array, jax.Array] | None = None
+
+
+def places_of(neighbours: int, length: int) -> jax.Array:
+    """Returns the places of joined neighbours' tokens, each within its own: 0, 1, ..., 0, 1, ..."""
+    return jnp.tile(jnp.arange(length), neighbours)
 
 
 def turned(config: TransformerConfig, x_BTNH: jax.Array, places_T: jax.Array) -> jax.Array:

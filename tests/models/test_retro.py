@@ -158,7 +158,7 @@ def test_one_layer_is_the_papers_algorithm():
     encoded = []
     for u in range(L):  # the encoder, conditioned on what the layer that looks first reads
         for neighbour in np.asarray(FOUND[0, u]):
-            x = p["encoder"]["embed"]["tokens"][neighbour]
+            x = p["embed"]["tokens"][neighbour]
             y = norm(x, enc["attention_norm"])
             x = x + attend(enc["attention"], y, y, range(R), range(R), True)
             y = norm(x, ca["cross_attention_norm"])
@@ -247,8 +247,7 @@ def test_sizes_and_rules():
     config = retro.Config(**retro.SIZES["retro_172m"])
     assert [layer + 1 for layer in config.looking] == [6, 9, 12]
     shapes = jax.eval_shape(retro.make(config).init, jax.random.key(0))
-    tables = [shapes["embed"], shapes["encoder"]["embed"]]
-    count = count_parameters(shapes) - count_parameters(tables)
+    count = count_parameters(shapes) - count_parameters(shapes["embed"])
     # The paper's count, less the projections of relative positions, which RoPE does not have: one
     # of each attention's, of 896 x 1024, in 12 + 3 layers of the decoder and 2 + 1 of the encoder.
     assert count / 1e6 == pytest.approx(172 - 18 * 0.896 * 1.024, rel=0.01)
