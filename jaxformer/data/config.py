@@ -22,8 +22,9 @@ class Config:
     """The data of a run. Everything that decides what a batch holds, but the seed and the step."""
 
     # "stdlib" (the source of this machine's Python standard library), a path or glob of text files
-    # (one document each), of .jsonl/.csv/.tsv files (one document a row; each may end in .gz), or
-    # "hf:NAME[:CONFIG][@SPLIT]" (a Hugging Face dataset; the split is "train" unless named).
+    # (one document each), of .jsonl/.csv/.tsv files (one document a row; each may end in .gz),
+    # "hf:NAME[:CONFIG][@SPLIT]" (a Hugging Face dataset; the split is "train" unless named), or
+    # "listops:4000:512" (4,000 texts of at most 512 characters, made by a rule; or "needle:…").
     source: str = "stdlib"
     # Of rows: the field with the text; "a.b" is field b of field a. With labels = "tags" the field
     # with the list of words, then "tokens" unless another is named.

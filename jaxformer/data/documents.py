@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 
-from jaxformer.data import annotated, reading, records
+from jaxformer.data import annotated, reading, records, sources, synthetic
 from jaxformer.data.config import SEQ2SEQ, Config
 from jaxformer.data.reading import Document
 from jaxformer.data.sources import Source
@@ -17,7 +17,14 @@ READERS: dict[str, Callable[[Source, Config], Iterator[Document]]] = {
     "hf": records.hugging_face,
     "conll": annotated.sentences,
     "squad": annotated.questions,
+    "made": lambda source, config: made(synthetic.parse(source.name)),
 }
+
+
+def made(asked: synthetic.Made) -> Iterator[Document]:
+    """Yields the texts of a synthetic task; equal ones have one key, and so go to one split."""
+    for text, label in asked.examples():
+        yield Document(text, sources.key(text), label=label)
 
 
 def read(source: Source, config: Config) -> Iterator[Document]:

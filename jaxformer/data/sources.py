@@ -11,6 +11,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxformer.data import synthetic
 from jaxformer.data.config import Config
 from jaxformer.errors import UserError, suggest
 
@@ -28,7 +29,7 @@ class Source:
     Attributes:
       name: as the user gave it, for messages.
       kind: "text" (a file is a document), "rows" (a row is one), "hf", "parallel" (two files' lines
-        are one), "conll" (a sentence is one) or "squad" (a question is one).
+        are one), "conll" (a sentence is one), "squad" (a question is one) or "made" (by a rule).
       files: the files, in reading order; "parallel": those of the sources, then of the targets.
       names: their paths below the folder that they share; what splits and packages go by.
     """
@@ -63,7 +64,7 @@ def find(name: str, config: Config, option: str = "data.source", targets: str = 
     """Finds the files of a source, within the config's limits.
 
     Args:
-      name: a path, a glob, "stdlib" or "hf:…".
+      name: a path, a glob, "stdlib", "hf:…" or "listops:4000:512".
       config: with the limits, and whether files hold rows.
       option: which key of the config the name is from, for messages.
       targets: a path or glob of files whose lines belong to those of `name`, or "".
@@ -73,6 +74,9 @@ def find(name: str, config: Config, option: str = "data.source", targets: str = 
     """
     if name.startswith("hf:"):
         return _unpackaged(Source(name, "hf"), config)
+    if synthetic.is_made(name):
+        synthetic.parse(name, option)  # a mistake is told before anything is made
+        return _made(Source(name, "made"), config)
     if name == "stdlib":
         root = Path(sysconfig.get_path("stdlib"))
         files = [Path(folder, file) for folder, file in _walk(root) if file.endswith(".py")]
@@ -134,6 +138,15 @@ def _unpackaged(source: Source, config: Config) -> Source:
         raise UserError(
             f"data.labels='package' tells files' folders, but {source.name!r} is not one document "
             "a file; use data.labels='field'"
+        )
+    return source
+
+
+def _made(source: Source, config: Config) -> Source:
+    if config.layout not in ("windows", "packed", "padded") or config.labels not in ("", "field"):
+        raise UserError(
+            f"data.source={source.name!r} makes texts with classes: set data.layout='padded' and "
+            f"data.labels='field' (they are {config.layout!r} and {config.labels!r})"
         )
     return source
 
