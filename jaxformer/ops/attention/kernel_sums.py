@@ -5,7 +5,7 @@ out_t = phi(q_t) · sum over s of phi(k_s) v_s, divided by phi(q_t) · sum over 
 queries, one that grows by chunks if causal, or two, from before and after, if packed.
 
 Shapes: B batch, T queries, S keys, N heads, K key/value heads, G = N/K, H head width, M features,
-C places of a chunk, n chunks.
+C places of a chunk, n chunks, R = G C rows of a chunk's queries.
 """
 
 from __future__ import annotations
@@ -50,8 +50,13 @@ class SumState(NamedTuple):
 class Kernel(Protocol):
     """A feature map in two steps, so that exponents can be made safe between them."""
 
-    num_features: int
-    lowest: float  # of the exponents; 0 for features without one
+    @property
+    def num_features(self) -> int:
+        """Returns M."""
+
+    @property
+    def lowest(self) -> float:
+        """Returns the top of no key at all; 0 for features without exponents."""
 
     def prepare(self, x_CH: jax.Array) -> jax.Array:
         """Returns [..., C, M]: the exponents of the features, or the features."""
@@ -83,7 +88,7 @@ def kernel_attention(
     kernel: Kernel,
     *,
     normalised: bool = True,
-    chunk: int = 256,
+    chunk: int = 128,
     state: SumState | None = None,
     return_state: bool = False,
     return_weights: bool = False,
@@ -166,33 +171,34 @@ def _attend(q_BTNH, k_BSKH, v_BSKH, plain: PlainMask, start, chunk, kernel: Kern
         end, _ = over_chunks(lambda state, x: (absorb(state, x), None), start, keys)
         ask = functools.partial(_ask, kernel=kernel, normalised=normalised)
         _, out = over_chunks(lambda _, x: (None, ask(x, end)), None, queries)
-    return join_queries(out, T).astype(q_BTNH.dtype), end
+    return join_queries(out, q_size, T).astype(q_BTNH.dtype), end
 
 
 def _attend_chunk(state, chunk, *, kernel: Kernel, causal, packed, normalised):
-    """Returns (state after the chunk, out_BKGCH float32)."""
-    (q_BKGCH, q_ids_BC), (k_BKCH, v_BKCH, k_ids_BC), later = chunk
+    """Returns (state after the chunk, out_BKRH float32)."""
+    (q_BKRH, q_ids_BC), (k_BKCH, v_BKCH, k_ids_BC), later = chunk
+    group = q_BKRH.shape[2] // k_BKCH.shape[2]
     who = seen(q_ids_BC, k_ids_BC, state.id_B, causal=causal, packed=packed)
     top_BKM = state.top_BKM if later is None else jnp.maximum(state.top_BKM, later.top_BKM)
-    k_CM, top_BKM = kernel.of_keys(kernel.prepare(k_BKCH), (k_ids_BC != 0)[:, None], top_BKM)
-    q_CM = kernel.of_queries(kernel.prepare(q_BKGCH), top_BKM[:, :, None])
-    k_CM, q_CM = k_CM.astype(k_BKCH.dtype), q_CM.astype(q_BKGCH.dtype)
-    a_BKGCC = einsum("BKGCM,BKDM->BKGCD", q_CM, k_CM, out_dtype=jnp.float32)
-    a_BKGCC = jnp.where(who.inside_BCC[:, None, None], a_BKGCC, 0.0)
-    out_CH = einsum(
-        "BKGCD,BKDH->BKGCH", a_BKGCC.astype(v_BKCH.dtype), v_BKCH, out_dtype=jnp.float32
-    )
-    total_C = a_BKGCC.sum(axis=-1)
+    k_BKCM, top_BKM = kernel.of_keys(kernel.prepare(k_BKCH), (k_ids_BC != 0)[:, None], top_BKM)
+    q_BKRM = kernel.of_queries(kernel.prepare(q_BKRH), top_BKM)
+    k_BKCM, q_BKRM = k_BKCM.astype(k_BKCH.dtype), q_BKRM.astype(q_BKRH.dtype)
+    a_BKRC = einsum("BKRM,BKCM->BKRC", q_BKRM, k_BKCM, out_dtype=jnp.float32)
+    a_BKRC = jnp.where(jnp.tile(who.inside_BCC, (1, group, 1))[:, None], a_BKRC, 0.0)
+    out_BKRH = einsum("BKRC,BKCH->BKRH", a_BKRC.astype(v_BKCH.dtype), v_BKCH, out_dtype=jnp.float32)
+    total_BKR = a_BKRC.sum(axis=-1)
     before = _relative(state, top_BKM)
-    for past, visible_BC in [(before, who.state_BC)] + (
-        [] if later is None else [(_relative(later, top_BKM), _sees(q_ids_BC, later.id_B))]
-    ):
-        values_CH, weight_C = _query(q_CM, past)
-        visible = visible_BC[:, None, None]
-        out_CH += jnp.where(visible[..., None], values_CH, 0.0)
-        total_C += jnp.where(visible, weight_C, 0.0)
-    out_CH = finish(out_CH, total_C if normalised else None, q_ids_BC)
-    return _add(before, k_CM, v_BKCH, top_BKM, who), out_CH
+    pasts = [(before, who.state_BC)]
+    if later is not None:
+        also_BC = (q_ids_BC == later.id_B[:, None]) & (q_ids_BC != 0)
+        pasts.append((_relative(later, top_BKM), also_BC))
+    for past, visible_BC in pasts:
+        values_BKRH, weight_BKR = _query(q_BKRM, past)
+        visible_B1R = jnp.tile(visible_BC, (1, group))[:, None]
+        out_BKRH += jnp.where(visible_B1R[..., None], values_BKRH, 0.0)
+        total_BKR += jnp.where(visible_B1R, weight_BKR, 0.0)
+    out_BKRH = finish(out_BKRH, total_BKR if normalised else None, q_ids_BC)
+    return _add(before, k_BKCM, v_BKCH, top_BKM, who), out_BKRH
 
 
 def _absorb(state, keys, *, kernel: Kernel, packed: bool, reverse: bool = False):
@@ -205,27 +211,27 @@ def _absorb(state, keys, *, kernel: Kernel, packed: bool, reverse: bool = False)
 
 
 def _ask(queries, state, kernel: Kernel, normalised: bool):
-    """Returns out_BKGCH, float32, of queries that see all of the state."""
-    q_BKGCH, q_ids_BC = queries
-    q_CM = kernel.of_queries(kernel.prepare(q_BKGCH), state.top_BKM[:, :, None])
-    out_CH, total_C = _query(q_CM.astype(q_BKGCH.dtype), state)
-    return finish(out_CH, total_C if normalised else None, q_ids_BC)
+    """Returns out_BKRH, float32, of queries that see all of the state."""
+    q_BKRH, q_ids_BC = queries
+    q_BKRM = kernel.of_queries(kernel.prepare(q_BKRH), state.top_BKM)
+    out_BKRH, total_BKR = _query(q_BKRM.astype(q_BKRH.dtype), state)
+    return finish(out_BKRH, total_BKR if normalised else None, q_ids_BC)
 
 
-def _query(q_BKGCM, state) -> tuple[jax.Array, jax.Array]:
-    """Returns the state's numerators [B, K, G, C, H] and denominators [B, K, G, C]."""
-    values_CH = einsum("BKGCM,BKMH->BKGCH", q_BKGCM, state.values_BKMH, out_dtype=jnp.float32)
-    weight_C = einsum("BKGCM,BKM->BKGC", q_BKGCM, state.weight_BKM, out_dtype=jnp.float32)
-    return values_CH, weight_C
+def _query(q_BKRM, state) -> tuple[jax.Array, jax.Array]:
+    """Returns the state's numerators [B, K, R, H] and denominators [B, K, R]."""
+    values_BKRH = einsum("BKRM,BKMH->BKRH", q_BKRM, state.values_BKMH, out_dtype=jnp.float32)
+    weight_BKR = (q_BKRM.astype(jnp.float32) * state.weight_BKM[:, :, None]).sum(axis=-1)
+    return values_BKRH, weight_BKR
 
 
-def finish(out_BKGCH, total_BKGC, q_ids_BC):
+def finish(out_BKRH, total_BKR, q_ids_BC):
     """Returns the output, divided by the total weight if that is given; 0 where nothing is seen."""
-    visible = (q_ids_BC != 0)[:, None, None]
-    if total_BKGC is not None:
-        visible = visible & (jnp.abs(total_BKGC) > _NOTHING)
-        out_BKGCH /= jnp.where(visible, total_BKGC, 1.0)[..., None]
-    return jnp.where(visible[..., None], out_BKGCH, 0.0)
+    visible = jnp.tile(q_ids_BC != 0, (1, out_BKRH.shape[2] // q_ids_BC.shape[1]))[:, None]
+    if total_BKR is not None:
+        visible = visible & (jnp.abs(total_BKR) > _NOTHING)
+        out_BKRH /= jnp.where(visible, total_BKR, 1.0)[..., None]
+    return jnp.where(visible[..., None], out_BKRH, 0.0)
 
 
 def _relative(state, top_BKM):
@@ -248,21 +254,17 @@ def _add(state, k_BKCM, v_BKCH, top_BKM, who):
     return SumState(values_BKMH, weight_BKM, top_BKM, who.id_B)
 
 
-def _sees(q_ids_BC, id_B):
-    return (q_ids_BC == id_B[:, None]) & (q_ids_BC != 0)
-
-
 def _weights(q_BTNH, k_BSKH, plain: PlainMask, kernel: Kernel, normalised: bool):
     """Returns the weights [B, N, T, S], each of them computed."""
     (B, T, N, _), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
-    [q_BKGTH], [k_BKSH] = cut_queries(q_BTNH, T, K), cut_keys(k_BSKH, S)
-    shown = (plain.k_ids_BS != 0)[:, None]
-    lowest = jnp.full((B, K, kernel.num_features), kernel.lowest)
-    k_SM, top_BKM = kernel.of_keys(kernel.prepare(k_BKSH), shown, lowest)
-    q_TM = kernel.of_queries(kernel.prepare(q_BKGTH), top_BKM[:, :, None])
-    a_BKGTS = einsum("BKGTM,BKSM->BKGTS", q_TM, k_SM, out_dtype=jnp.float32)
-    a_BKGTS = jnp.where(plain.pairs()[:, None, None], a_BKGTS, 0.0)
-    return (normalise(a_BKGTS) if normalised else a_BKGTS).reshape(B, N, T, S)
+    [q_BKRH], [k_BKSH] = cut_queries(q_BTNH, T, K), cut_keys(k_BSKH, S)
+    shown_B1S = (plain.k_ids_BS != 0)[:, None]
+    lowest_BKM = jnp.full((B, K, kernel.num_features), kernel.lowest)
+    k_BKSM, top_BKM = kernel.of_keys(kernel.prepare(k_BKSH), shown_B1S, lowest_BKM)
+    q_BKRM = kernel.of_queries(kernel.prepare(q_BKRH), top_BKM)
+    a_BNTS = einsum("BKRM,BKSM->BKRS", q_BKRM, k_BKSM, out_dtype=jnp.float32).reshape(B, N, T, S)
+    a_BNTS = jnp.where(plain.pairs()[:, None], a_BNTS, 0.0)
+    return normalise(a_BNTS) if normalised else a_BNTS
 
 
 def normalise(a_S: jax.Array) -> jax.Array:

@@ -54,7 +54,7 @@ def linear_attention(
     kernel: str = "elu",
     normalised: bool | None = None,
     form: str = "chunked",
-    chunk: int = 128,
+    chunk: int = 64,
     state: SumState | None = None,
     return_state: bool = False,
     return_weights: bool = False,
@@ -99,7 +99,11 @@ def linear_attention(
     scale = H**-0.5 if scale is None else scale
     phi = _Map(H, kernel, 1.0 if normalised else scale)
     chunk = 1 if form == "recurrent" else chunk
-    more = {"state": state, "return_state": return_state, "return_weights": return_weights}
+    more: dict[str, Any] = {
+        "state": state,
+        "return_state": return_state,
+        "return_weights": return_weights,
+    }
     if form == "parallel":
         return _parallel(q_BTNH, k_BSKH, v_BSKH, plain, log_decay, phi, normalised, **more)
     if log_decay is None:
@@ -193,16 +197,16 @@ def _decayed(q_BTNH, k_BSKH, v_BSKH, plain: PlainMask, log_decay, phi, normalise
         _decayed_chunk, phi=phi, normalised=normalised, packed=plain.packed, group=N // K
     )
     end, out = over_chunks(step, start, chunks)
-    out_BLNH = join_queries(out, L).astype(q_BTNH.dtype)
+    out_BLNH = join_queries(out, size, L).astype(q_BTNH.dtype)
     return (out_BLNH if line is None else line.back(out_BLNH)), end
 
 
 def _decayed_chunk(state, chunk, *, phi, normalised, packed, group):
-    """Returns (state after the chunk, out_BN1CH float32)."""
-    q_BN1CH, k_BKCH, v_BKCH, g_BNCX, q_ids_BC, k_ids_BC = chunk
+    """Returns (state after the chunk, out_BNCH float32)."""
+    q_BNCH, k_BKCH, v_BKCH, g_BNCX, q_ids_BC, k_ids_BC = chunk
     who = seen(q_ids_BC, k_ids_BC, state.id_B, causal=True, packed=packed)
     shown_B1C = (k_ids_BC != 0)[:, None]
-    q_BNCH = phi.of_queries(phi.prepare(q_BN1CH[:, :, 0]), None)
+    q_BNCH = phi.of_queries(phi.prepare(q_BNCH), None)
     k_BNCH = jnp.repeat(phi.of_keys(phi.prepare(k_BKCH), shown_B1C, None)[0], group, axis=1)
     v_BNCH = jnp.repeat(v_BKCH, group, axis=1)
     dtype = v_BNCH.dtype
@@ -212,7 +216,7 @@ def _decayed_chunk(state, chunk, *, phi, normalised, packed, group):
     faded_BNCH = jnp.where(who.state_BC[:, None, :, None], q_BNCH * jnp.exp(since_BNCX), 0)
     out += einsum("BNCH,BNHJ->BNCJ", faded_BNCH.astype(dtype), state.values_BKMH,
                   out_dtype=jnp.float32)  # fmt: skip
-    total += einsum("BNCH,BNH->BNC", faded_BNCH, state.weight_BKM, out_dtype=jnp.float32)
+    total += (faded_BNCH.astype(jnp.float32) * state.weight_BKM[:, :, None]).sum(axis=-1)
     # What the chunk leaves.
     left_BNCH = jnp.where(who.joins_BC[:, None, :, None], k_BNCH * jnp.exp(until_BNCX), 0)
     fade_BNX = jnp.exp(since_BNCX[:, :, -1])
@@ -222,9 +226,8 @@ def _decayed_chunk(state, chunk, *, phi, normalised, packed, group):
         "BNCH,BNCJ->BNHJ", left_BNCH.astype(dtype), v_BNCH, out_dtype=jnp.float32
     )
     weight = state.weight_BKM * fade_BNX + left_BNCH.astype(jnp.float32).sum(axis=2)
-    total_BN1C = total[:, :, None] if normalised else None
     state = SumState(values, weight, state.top_BKM, who.id_B)
-    return state, finish(out[:, :, None], total_BN1C, q_ids_BC)
+    return state, finish(out, total if normalised else None, q_ids_BC)
 
 
 def _inside(q_BNCH, k_BNCH, v_BNCH, g_BNCX, ids):
@@ -240,7 +243,7 @@ def _inside(q_BNCH, k_BNCH, v_BNCH, g_BNCX, ids):
     """
     B, N, C, H = q_BNCH.shape
     dtype = v_BNCH.dtype
-    own_BNC = einsum("BNCH,BNCH->BNC", q_BNCH.astype(jnp.float32), k_BNCH.astype(jnp.float32))
+    own_BNC = (q_BNCH.astype(jnp.float32) * k_BNCH.astype(jnp.float32)).sum(axis=-1)
     if ids is not None:
         own_BNC = jnp.where((ids[0] == ids[1])[:, None], own_BNC, 0.0)
     out_BNCH, total_BNC = own_BNC[..., None] * v_BNCH.astype(jnp.float32), own_BNC

@@ -26,7 +26,7 @@ from jaxformer.ops.linear import einsum
 from jaxformer.ops.masks import Mask
 
 KERNELS = ("softmax", "relu")
-CHUNK = 256
+CHUNK = 128
 
 
 def performer(

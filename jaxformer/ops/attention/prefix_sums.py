@@ -6,7 +6,7 @@ by chunks: Hua et al., 2022, section 3.2). The body is recomputed in the backwar
 only the states between chunks are kept.
 
 Shapes: B batch, T queries, S keys, N heads, K key/value heads, G = N/K, H head width, L length of
-a line, C places of a chunk, n chunks.
+a line, C places of a chunk, n chunks, R = G C rows of a chunk's queries.
 """
 
 from __future__ import annotations
@@ -58,16 +58,17 @@ def cut_keys(x_BLKH: jax.Array, size: int) -> jax.Array:
 
 
 def cut_queries(x_BLNH: jax.Array, size: int, num_kv_heads: int) -> jax.Array:
-    """Returns [n, B, K, G, C, H]."""
+    """Returns [n, B, K, R, H]: the heads that share keys are rows of one matrix."""
     x_nBNCH = cut_keys(x_BLNH, size)
-    n, B, N, C, H = x_nBNCH.shape
-    return x_nBNCH.reshape(n, B, num_kv_heads, N // num_kv_heads, C, H)
+    n, B, _, _, H = x_nBNCH.shape
+    return x_nBNCH.reshape(n, B, num_kv_heads, -1, H)
 
 
-def join_queries(x_nBKGCH: jax.Array, length: int) -> jax.Array:
+def join_queries(x_nBKRH: jax.Array, size: int, length: int) -> jax.Array:
     """Returns [B, L, N, H]; the opposite of `cut_queries`."""
-    n, B, K, G, C, H = x_nBKGCH.shape
-    return x_nBKGCH.transpose(1, 0, 4, 2, 3, 5).reshape(B, n * C, K * G, H)[:, :length]
+    n, B, _, _, H = x_nBKRH.shape
+    x_nBNCH = x_nBKRH.reshape(n, B, -1, size, H)
+    return x_nBNCH.transpose(1, 0, 3, 2, 4).reshape(B, n * size, -1, H)[:, :length]
 
 
 class Seen(NamedTuple):
