@@ -72,16 +72,8 @@ def chunked(
     )
     if not return_weights:
         return out_BTNH
-    (B, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
-    logits_BKGTS = scores.block_logits(
-        q_BTNH.reshape(B, T, K, N // K, H),
-        k_BSKH,
-        scores.bias_block(bias, range(T), range(S)),
-        scores.mask_block(mask, range(T), range(S)),
-        scale=scale,
-        soft_cap=soft_cap,
-    )
-    return out_BTNH, jnp.exp(logits_BKGTS.reshape(B, N, T, S) - _finite(lse_BNT)[..., None])
+    options = {"mask": mask, "bias": bias, "scale": scale, "soft_cap": soft_cap}
+    return out_BTNH, scores.weights(q_BTNH, k_BSKH, lse_BNT, **options)
 
 
 def attend(

@@ -97,6 +97,26 @@ def softmax(logits_s: jax.Array) -> tuple[jax.Array, jax.Array]:
     return p_s, jnp.where(total == 0.0, 1.0, total)
 
 
+def weights(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    lse_BNT: jax.Array,
+    *,
+    mask: Mask | None,
+    bias: Any,
+    scale: float,
+    soft_cap: float | None,
+) -> jax.Array:
+    """Returns the exact weights [B, N, T, S] from the rows' log-sum-exp, at the cost of O(T S)."""
+    (B, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
+    whole = range(T), range(S)
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    added, seen = bias_block(bias, *whole), mask_block(mask, *whole)
+    logits_BKGTS = block_logits(q_BTKGH, k_BSKH, added, seen, scale=scale, soft_cap=soft_cap)
+    finite_BNT = jnp.where(lse_BNT == -jnp.inf, 0.0, lse_BNT)
+    return jnp.exp(logits_BKGTS.reshape(B, N, T, S) - finite_BNT[..., None])
+
+
 def split_heads(x_BNts: jax.Array, num_kv_heads: int) -> jax.Array:
     """Returns [B, K|1, G|1, t, s]: query head n belongs to key/value head n // G."""
     batch, heads, *rest = x_BNts.shape
