@@ -209,14 +209,19 @@ def search(
 
     def of_block(each):
         q_KBtGH, start = each
-        mask_KBGts = None
-        if mask is not None:
+        if mask is None:
+            of_all, of_each = None, None
+        else:
             mask_BNts = mask.block(masks.Run(start, t), range(S))
-            split = jnp.moveaxis(scores.split_heads(mask_BNts, K), 1, 0)
-            mask_KBGts = jnp.broadcast_to(split, (K, *split.shape[1:]))
-        return jax.lax.map(
-            lambda x: of_head(*x), (q_KBtGH, k_KBSH, mask_KBGts), batch_size=together
-        )
+            of_each = jnp.moveaxis(scores.split_heads(mask_BNts, K), 1, 0)
+            # A mask that heads share is not copied for each of them.
+            of_all, of_each = (of_each[0], None) if of_each.shape[0] == 1 else (None, of_each)
+
+        def one(each):
+            q_BtGH, k_BSH, mask_BGts = each
+            return of_head(q_BtGH, k_BSH, of_all if mask_BGts is None else mask_BGts)
+
+        return jax.lax.map(one, (q_KBtGH, k_KBSH, of_each), batch_size=together)
 
     found = jax.lax.map(of_block, (q_nKBtGH, jnp.arange(blocks) * t))  # [n, K, B, t, G, k]
     return tuple(x.transpose(2, 0, 3, 1, 4, 5).reshape(B, blocks * t, N, k)[:, :T] for x in found)
