@@ -81,17 +81,16 @@ def nystromformer(
     (T, N, H), S = q_BTNH.shape[1:], k_BSKH.shape[1]
     _check_kernel(kernel_NW, T, S, N)
     plain = without_order(plain_mask(mask, name, T, S), name, why=_WHY)
-    keys_seen = masks.explicit((plain.k_ids_BS != 0)[:, None, None])
     scale = H**-0.5 if scale is None else scale
     if num_landmarks >= max(T, S):
-        both = keys_seen & masks.explicit((plain.q_ids_BT != 0)[:, None, :, None])
+        both = None if mask is None else _visible(plain.q_ids_BT != 0, plain.k_ids_BS != 0)
         result = attention(
             q_BTNH, k_BSKH, v_BSKH, mask=both, scale=scale, return_weights=return_weights
         )
         out_BTNH, weights_BNTS = result if return_weights else (result, None)
     else:
         out_BTNH, weights_BNTS = _by_landmarks(
-            q_BTNH, k_BSKH, v_BSKH, plain, keys_seen, num_landmarks, iterations, start, scale,
+            q_BTNH, k_BSKH, v_BSKH, plain, mask is None, num_landmarks, iterations, start, scale,
             return_weights,
         )  # fmt: skip
     if kernel_NW is not None:
@@ -123,24 +122,21 @@ def pseudo_inverse(a_PR: jax.Array, iterations: int = 6, *, start: str = "matrix
     return z_RP
 
 
-def _by_landmarks(q, k, v, plain: PlainMask, keys_seen, number, iterations, start, scale, weighed):
+def _by_landmarks(q, k, v, plain: PlainMask, unmasked, number, iterations, start, scale, weighed):
     """Returns (out_BTNH, weights_BNTS or None)."""
     N = q.shape[2]
     q_BPNH, q_real_BP = _landmarks(q, plain.q_ids_BT != 0, number)
     k_BRKH, k_real_BR = _landmarks(k, plain.k_ids_BS != 0, number)
     k_BRNH = jnp.repeat(k_BRKH, N // k_BRKH.shape[2], axis=2)
-    landmark_seen = masks.explicit(k_real_BR[:, None, None])
-    middle = landmark_seen & masks.explicit(q_real_BP[:, None, :, None])
+    queries_BT, keys_BS = plain.q_ids_BT != 0, plain.k_ids_BS != 0
+    middle = None if unmasked else _visible(q_real_BP, k_real_BR)
+    to_keys = {"mask": None if unmasked else _visible(None, keys_BS), "scale": scale}
+    to_landmarks = {"mask": None if unmasked else _visible(queries_BT, k_real_BR), "scale": scale}
     # The middle matrix as weights of a small attention, in float32.
     a_BNPR = attention(
         q_BPNH, k_BRNH, k_BRNH, mask=middle, scale=scale, backend="dense", return_weights=True
     )[1]
     inverse_BNRP = pseudo_inverse(a_BNPR, iterations, start=start)
-    to_keys = {"mask": keys_seen, "scale": scale}
-    to_landmarks = {
-        "mask": landmark_seen & masks.explicit((plain.q_ids_BT != 0)[:, None, :, None]),
-        "scale": scale,
-    }
     read_BPNH = attention(q_BPNH, k, v, **to_keys)
     mixed_BRNH = einsum("BNRP,BPNH->BRNH", inverse_BNRP, read_BPNH).astype(v.dtype)
     out_BTNH = attention(q, k_BRNH, mixed_BRNH, **to_landmarks)
@@ -149,6 +145,12 @@ def _by_landmarks(q, k, v, plain: PlainMask, keys_seen, number, iterations, star
     left_BNTR = attention(q, k_BRNH, k_BRNH, return_weights=True, **to_landmarks)[1]
     right_BNPS = attention(q_BPNH, k, v, return_weights=True, **to_keys)[1]
     return out_BTNH, left_BNTR @ inverse_BNRP @ right_BNPS
+
+
+def _visible(queries_BT: jax.Array | None, keys_BS: jax.Array) -> Mask:
+    """Returns the mask that lets these queries (None: all) see these keys."""
+    mask = masks.explicit(keys_BS[:, None, None])
+    return mask if queries_BT is None else mask & masks.explicit(queries_BT[:, None, :, None])
 
 
 def _landmarks(x_BTNH: jax.Array, seen_BT: jax.Array, number: int):
