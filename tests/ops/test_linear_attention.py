@@ -155,6 +155,16 @@ def test_tokens_one_by_one_equal_the_whole(decay):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+def test_a_mask_may_come_through_jit_as_an_argument():
+    mask, gate = MASKS["packed"], DECAYS["of heads"]
+    more = {"kernel": "identity", "chunk": 4, "return_state": True}
+    fn = functools.partial(linear_attention, **more)
+    for log_decay in (None, gate):
+        want, _ = fn(Q, KEYS, V, mask=mask, log_decay=log_decay)
+        out, _ = jax.jit(fn)(Q, KEYS, V, mask=mask, log_decay=log_decay)
+        np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-5)
+
+
 def test_retention_decays_as_its_paper_says():
     np.testing.assert_allclose(
         np.exp(retention_log_decay(3)), [1 - 1 / 32, 1 - 1 / 64, 1 - 1 / 128]

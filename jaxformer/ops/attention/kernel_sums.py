@@ -114,7 +114,7 @@ def kernel_attention(
     Raises:
       ValueError: shapes that do not fit, or a state where there cannot be one.
     """
-    check(name, q_BTNH, k_BSKH, v_BSKH, plain, chunk, state, return_state, return_weights)
+    plain = checked(name, q_BTNH, k_BSKH, v_BSKH, plain, chunk, state, return_state, return_weights)
     (B, _, _, H), K = q_BTNH.shape, k_BSKH.shape[2]
     start = init_sums(B, K, H, kernel) if state is None else state
     out_BTNH, end = _attend(q_BTNH, k_BSKH, v_BSKH, plain, start, chunk, kernel, normalised)
@@ -126,8 +126,10 @@ def kernel_attention(
     return results[0] if len(results) == 1 else tuple(results)
 
 
-def check(name, q, k, v, plain, chunk, state, return_state, return_weights) -> None:
-    """Raises ValueError where these do not fit each other."""
+def checked(
+    name, q, k, v, plain: PlainMask, chunk, state, return_state, return_weights
+) -> PlainMask:
+    """Returns the mask, of one line if there is a state; raises ValueError for what cannot be."""
     if not q.ndim == k.ndim == 4 or k.shape != v.shape or q.shape[::3] != k.shape[::3]:
         raise ValueError(
             f"{name}: needs q [B, T, N, H] and k and v [B, S, K, H], not {q.shape}, {k.shape} and "
@@ -137,10 +139,12 @@ def check(name, q, k, v, plain, chunk, state, return_state, return_weights) -> N
         raise ValueError(f"{name}: {k.shape[2]} key/value heads do not divide {q.shape[2]} heads")
     if chunk < 1:
         raise ValueError(f"{name}: chunk must be 1 or more, not {chunk}")
-    if (state is not None or return_state) and not (plain.causal and plain.aligned):
+    stateful = state is not None or return_state
+    if stateful and not (plain.causal and plain.in_place):
         raise ValueError(f"{name}: a state needs masks.causal() and as many keys as queries")
     if state is not None and return_weights:
         raise ValueError(f"{name}: the weights of a state's keys are gone; give no state")
+    return plain._replace(aligned=plain.aligned or stateful)
 
 
 def _attend(q_BTNH, k_BSKH, v_BSKH, plain: PlainMask, start, chunk, kernel: Kernel, normalised):

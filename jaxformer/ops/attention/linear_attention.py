@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from jaxformer.ops.attention.kernel_sums import (
     SumState,
-    check,
+    checked,
     finish,
     init_sums,
     kernel_attention,
@@ -95,6 +95,8 @@ def linear_attention(
             raise ValueError(f"{name}: {what} {given!r} is not one of {', '.join(valid)}")
     (T, H), S = q_BTNH.shape[1::2], k_BSKH.shape[1]
     plain = plain_mask(mask, name, T, S)
+    if log_decay is not None and log_decay.ndim > 1 and plain.in_place:
+        plain = plain._replace(aligned=True)  # a token has one decay, as query and as key
     normalised = kernel == "elu" if normalised is None else normalised
     scale = H**-0.5 if scale is None else scale
     phi = _Map(H, kernel, 1.0 if normalised else scale)
@@ -110,7 +112,7 @@ def linear_attention(
         return kernel_attention(
             name, q_BTNH, k_BSKH, v_BSKH, plain, phi, normalised=normalised, chunk=chunk, **more
         )
-    check(name, q_BTNH, k_BSKH, v_BSKH, plain, chunk, **more)
+    plain = checked(name, q_BTNH, k_BSKH, v_BSKH, plain, chunk, **more)
     out_BTNH, end = _decayed(
         q_BTNH, k_BSKH, v_BSKH, plain, log_decay, phi, normalised, chunk, state
     )
@@ -153,7 +155,7 @@ class _Map(NamedTuple):
         return a_CM * self.scale
 
 
-def _gates(log_decay, q_BTNH, k_BSKH, plain: PlainMask, line) -> jax.Array:
+def _gates(log_decay, q_BTNH, plain: PlainMask, line) -> jax.Array:
     """Returns log decays [B|1, L, N, X] before each place of the line that the loop runs along."""
     B, T, N, H = q_BTNH.shape
     name = "linear_attention"
@@ -181,7 +183,7 @@ def _decayed(q_BTNH, k_BSKH, v_BSKH, plain: PlainMask, log_decay, phi, normalise
     """Returns (out_BTNH, state)."""
     (B, _, N, H), K = q_BTNH.shape, k_BSKH.shape[2]
     line = None if plain.aligned or not plain.causal else one_line(plain)
-    g_BTNX = _gates(log_decay, q_BTNH, k_BSKH, plain, line)
+    g_BTNX = _gates(log_decay, q_BTNH, plain, line)
     q_ids, k_ids = plain.q_ids_BT, plain.k_ids_BS
     if line is not None:
         q_BTNH, k_BSKH, v_BSKH = line.queries(q_BTNH), line.keys(k_BSKH), line.keys(v_BSKH)
@@ -285,13 +287,13 @@ def _weights(q_BTNH, k_BSKH, plain: PlainMask, log_decay, phi, normalised):
     if log_decay is None:
         a_BNTS = einsum("TBNH,BSNH->BNTS", q_TBNH, k_BSNH)
     elif log_decay.ndim == 1:
-        _gates(log_decay, q_BTNH, k_BSKH, plain, None)
+        _gates(log_decay, q_BTNH, plain, None)
         row_T1 = jnp.arange(T)[:, None] + plain.offset
         distance_TS = jnp.maximum(row_T1 - jnp.arange(S), 0).astype(jnp.float32)
         fade_NTS = jnp.exp(distance_TS * log_decay.astype(jnp.float32)[:, None, None])
         a_BNTS = einsum("TBNH,BSNH->BNTS", q_TBNH, k_BSNH) * fade_NTS
     else:
-        g_BTNX = _gates(log_decay, q_BTNH, k_BSKH, plain, None if plain.aligned else ())
+        g_BTNX = _gates(log_decay, q_BTNH, plain, None if plain.aligned else ())
 
         def row(left_BSNX, x):
             q_BNH, g_BNX, t = x
@@ -311,7 +313,7 @@ def _parallel(
     q, k, v, plain: PlainMask, log_decay, phi, normalised, *, state, return_state, return_weights
 ):
     """Returns what the other forms do, by all weights at once."""
-    check("linear_attention", q, k, v, plain, 1, state, return_state, return_weights)
+    checked("linear_attention", q, k, v, plain, 1, state, return_state, return_weights)
     if state is not None or return_state:
         raise ValueError("linear_attention: form='parallel' has no state; use 'chunked'")
     weights_BNTS = _weights(q, k, plain, log_decay, phi, normalised)

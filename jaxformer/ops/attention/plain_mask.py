@@ -27,7 +27,8 @@ class PlainMask(NamedTuple):
       q_ids_BT: int32 [B|1, T].
       k_ids_BS: int32 [B|1, S].
       packed: whether there may be other ids than 0 and 1.
-      aligned: whether query t surely is the token of key t.
+      in_place: whether there are as many queries as keys, and query t stands at key t.
+      aligned: whether they also surely have the same segments, so that one line holds both.
     """
 
     causal: bool
@@ -35,6 +36,7 @@ class PlainMask(NamedTuple):
     q_ids_BT: jax.Array
     k_ids_BS: jax.Array
     packed: bool
+    in_place: bool
     aligned: bool
 
     def pairs(self) -> jax.Array:
@@ -82,11 +84,15 @@ def plain_mask(mask: Mask | None, name: str, num_queries: int, num_keys: int) ->
     q_ids_BT, k_ids_BS, twins = q_seen_BT.astype(jnp.int32), k_seen_BS.astype(jnp.int32), True
     if pairs:
         q_ids_BT *= pairs[0].q_segment_ids_BT
-        k_ids_BS *= _keys_ids(pairs[0])
+        k_ids_BS *= pairs[0].kv_segment_ids_BS
+        # Arrays that came through jit as arguments have lost their identity: then the way for two
+        # lines is taken, which is right too.
         twins = pairs[0].kv_segment_ids_BS is pairs[0].q_segment_ids_BT
     offset = _least(offsets) if offsets else 0
     in_place = num_queries == num_keys and isinstance(offset, int) and offset == 0
-    return PlainMask(bool(offsets), offset, q_ids_BT, k_ids_BS, bool(pairs), in_place and twins)
+    return PlainMask(
+        bool(offsets), offset, q_ids_BT, k_ids_BS, bool(pairs), in_place, in_place and twins
+    )
 
 
 def without_order(plain: PlainMask, name: str, *, why: str, packing: bool = False) -> PlainMask:
@@ -170,10 +176,6 @@ def _told(part: Any) -> str:
     if isinstance(part, masks.Explicit):
         return f"an explicit mask of shape {part.mask.shape}"
     return f"a mask of the kind {type(part).__name__.lower()}"
-
-
-def _keys_ids(pair: masks.Segments) -> jax.Array:
-    return pair.kv_segment_ids_BS
 
 
 def _least(offsets: list[int | jax.Array]) -> int | jax.Array:
