@@ -210,6 +210,14 @@ def test_transformer_xl(train, capsys):
 
 
 @pytest.mark.slow
+def test_retro(train, capsys):
+    more = ["--config.model.chunk=16", "--config.data.retrieval_chunk=16", *SMALL]
+    train("retro", *more, "--config.model.retrieval_layers=(1,)")
+    for end in ("_overlap=0.5", "="):
+        assert "perplexity" in evaluated(capsys, "retro", f"--config.data.retrieval{end}")
+
+
+@pytest.mark.slow
 def test_bart_learns_to_summarise(train, capsys):
     pytest.importorskip("rouge_score")
     train("bart", *SMALL)

@@ -64,8 +64,7 @@ class Config(TransformerConfig):
         only = {
             "norm_position": ("pre",), "attention": ("softmax",), "window": (0,),
             "positions": ("rope", "rope_interleaved"), "share_layers": (False,),
-            "parallel_residual": (False,), "short_conv": (0,), "embedding_size": (0,),
-            "first_attention_norm": (True,),
+            "parallel_residual": (False,), "embedding_size": (0,), "first_attention_norm": (True,),
         }  # fmt: skip
         for name, values in only.items():
             if getattr(self, name) not in values:
@@ -222,6 +221,7 @@ def make(config: Config) -> Model:
             index=index, mask=mask, rotary=rotary(c, positions_BT), return_hidden=return_hidden,
             return_attention=return_attention, return_feed_input=return_feed_input,
             offset=0 if index is None else index,
+            segment_ids_BT=segment_ids if c.short_conv else None,
         )  # fmt: skip
         hidden = final_norm.apply({"params": params.get("final_norm", {})}, out.x_BTD)
         if cache is not None:

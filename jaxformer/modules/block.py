@@ -66,7 +66,7 @@ class Block(nn.Module):
 
         def before(name: str, x: jax.Array) -> jax.Array:
             x = Norm(c, name=f"{name}_norm")(x) if pre else x
-            return convolve(name, x) if c.short_conv else x
+            return convolve(name, x) if c.short_conv and name != "cross_attention" else x
 
         def convolve(name: str, x: jax.Array) -> jax.Array:
             shape = (c.short_conv, x.shape[-1])

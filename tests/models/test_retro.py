@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxformer.errors import UserError
@@ -19,7 +20,7 @@ V, M, B, T, P, R = 37, 4, 2, 14, 2, 6  # 3 whole chunks of 4, and a half
 L = T // M
 SMALL = dict(
     vocab_size=V, width=16, num_layers=3, num_heads=4, num_kv_heads=2, max_length=32, chunk=M,
-    retrieval_layers=(2, 3), encoder_width=12, encoder_heads=2,
+    retrieval_layers=(2, 3), encoder_width=12, encoder_heads=2, short_conv=2,
 )  # fmt: skip
 RANDOM = np.random.default_rng(0)
 TOKENS = jnp.asarray(RANDOM.integers(0, V, (B, T)), jnp.int32)
@@ -280,3 +281,42 @@ def test_neighbours_that_do_not_fit_are_one_line():
     with pytest.raises(UserError, match="with_retrieval"):
         batch = {"tokens": TOKENS[:, :4], "neighbours": FOUND[:, :1]}
         model.apply(params, batch, cache=model.init_cache(B, T))
+
+
+@pytest.mark.slow
+def test_it_learns_to_read_what_follows_in_its_neighbours():
+    """Text at random, of which each neighbour has a chunk and, as its continuation, the next one:
+    there is nothing to learn but to read it, and only from the first chunk's end on."""
+    V, T = 12, 5 * M
+    config = retro.Config(
+        vocab_size=V, width=32, num_layers=2, num_heads=2, chunk=M, retrieval_layers=(2,),
+        encoder_layers=1, init="fan_in", tie_embeddings=False,
+    )  # fmt: skip
+    model = retro.make(config)
+    params = jax.jit(model.init)(jax.random.key(0))
+
+    def losses(params, key, on):
+        text = jax.random.randint(key, (32, T + M), 0, V)
+        batch = {"tokens": text[:, :T]}
+        pairs = [text[:, u * M : (u + 2) * M] for u in range(T // M)]
+        if on:
+            batch["neighbours"] = jnp.stack(pairs, axis=1)[:, :, None]
+        logits = model.logits(params, model.apply(params, batch).hidden_BTD)
+        targets = text[:, 1 : T + 1, None]
+        return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets, 2).mean((0, 2))
+
+    optimizer = optax.adam(3e-3)
+
+    @jax.jit
+    def step(state, key):
+        params, kept = state
+        gradient = jax.grad(lambda p: losses(p, key, True).mean())(params)
+        updates, kept = optimizer.update(gradient, kept)
+        return (optax.apply_updates(params, updates), kept), None
+
+    keys = jax.random.split(jax.random.key(1), 400)
+    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), keys)
+    read, unread = (losses(params, jax.random.key(2), on) for on in (True, False))
+    chance = np.log(V)
+    assert (read[: M - 1] > 0.9 * chance).all() and read[M - 1 :].max() < 0.2 * chance
+    assert (unread > 0.9 * chance).all()
