@@ -173,11 +173,13 @@ def add_bias_gradient(
 
 
 def bias_cotangent(bias: Any, gradient: list[jax.Array]) -> Any:
-    """Returns the gradient in the bias's own structure, None where it has integers."""
+    """Returns the gradient in the bias's own structure, where it has integers that of integers."""
     leaves, structure = jax.tree.flatten(bias)
     given = iter(gradient)
+    # None would not do: in a spec's structure it is no leaf.
+    no_gradient = jax.custom_derivatives.zero_from_primal
     return structure.unflatten(
-        [next(given).astype(x.dtype) if _is_float(x) else None for x in leaves]
+        [next(given).astype(x.dtype) if _is_float(x) else no_gradient(x) for x in leaves]
     )
 
 
