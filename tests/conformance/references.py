@@ -78,29 +78,36 @@ def blocks(xp: Any, q, k, v, case: Case, block, look_back=0) -> Any:
     return pattern(xp, q, k, v, case, (back >= 0) & (back <= look_back))
 
 
-def longformer(xp: Any, q, k, v, case: Case, window, is_global_BT, global_q_BTNH, global_k_BTKH,
-               global_v_BTKH, **room: Any) -> Any:  # fmt: skip
+def longformer(xp: Any, q, k, v, case: Case, window, is_global_BS, global_q_BTNH, global_k_BSKH,
+               global_v_BSKH, **room: Any) -> Any:  # fmt: skip
     """Beltagy et al., 2020, section 3.1: global rows have projections of their own."""
-    is_global = np.asarray(is_global_BT)
+    is_global = np.asarray(is_global_BS)
     near = (abs(case.distance()) <= window // 2) | is_global[:, None, None, :]
     weights = softmax(xp, logits(xp, q, k, case), (case.seen() & near) * 1.0)
     out = values(xp, weights, v, case)
-    own = softmax(xp, logits(xp, global_q_BTNH, global_k_BTKH, case), case.seen() * 1.0)
-    own_out = values(xp, own, global_v_BTKH, case)
-    return xp.where(is_global[:, :, None, None], own_out, out)
+    own = softmax(xp, logits(xp, global_q_BTNH, global_k_BSKH, case), case.seen() * 1.0)
+    own_out = values(xp, own, global_v_BSKH, case)
+    place_T = np.arange(case.T) + case.offset
+    rows_BT = is_global[:, np.minimum(place_T, case.S - 1)] & (place_T < case.S)
+    return xp.where(rows_BT[:, :, None, None], own_out, out)
 
 
-def bigbird(xp: Any, q, k, v, case: Case, block, random_NIr) -> Any:
-    """Zaheer et al., 2020, appendix D: a block that is drawn again counts again."""
-    n = -(-case.T // block)
+def bigbird(xp: Any, q, k, v, case: Case, block, random_NIR) -> Any:
+    """Zaheer et al., 2020, appendix D: a block that is drawn again counts again.
+
+    Causal, which the paper has not, only the first block is global.
+    """
+    n = -(-case.S // block)
     row, column = np.arange(n)[:, None], np.arange(n)
-    named = (abs(row - column) <= 1) | (column == 0) | (column == n - 1)
+    ends = [0] if case.causal else [0, n - 1]
+    named = (abs(row - column) <= 1) | np.isin(column, ends)
     named = np.broadcast_to(named * 1.0, (case.N, n, n)).copy()
-    for head, i, drawn in np.ndindex(*random_NIr.shape):
-        named[head, 1 + i, int(random_NIr[head, i, drawn])] += 1
-    named[:, [0, -1]] = 1
-    of_token = np.arange(case.T) // block
-    return pattern(xp, q, k, v, case, named[:, of_token][:, :, of_token])
+    for head, i, drawn in np.ndindex(*random_NIR.shape):
+        if random_NIR[head, i, drawn] >= 0:
+            named[head, 1 + i, int(random_NIR[head, i, drawn])] += 1
+    named[:, ends] = 1
+    q_block, k_block = (np.arange(case.T) + case.offset) // block, np.arange(case.S) // block
+    return pattern(xp, q, k, v, case, named[:, q_block][:, :, k_block])
 
 
 def linformer(xp: Any, q, k, v, case: Case, keys_NLC, values_NLC) -> Any:

@@ -133,7 +133,8 @@ def test_token_by_token_equals_the_full_pass(variant, cell):
     for t in range(case.T):
         # What a cache holds beyond the present is arbitrary.
         now = [jnp.where(jnp.arange(case.S)[:, None, None] <= t, x, 9.0) for x in (k, v)]
-        out = step(q[:, t : t + 1], *now, own, jnp.int32(t))
+        of_query = {n: x[:, t : t + 1] if n in variant.per_query else x for n, x in own.items()}
+        out = step(q[:, t : t + 1], *now, of_query, jnp.int32(t))
         equal(out, full[:, t : t + 1], variant.tolerance)
 
 

@@ -36,6 +36,7 @@ class Variant:
       own: (rng, case, **static) -> the variant's own arrays.
       inputs: likewise q, k and v, where keys have another shape.
       per_row: names of own arrays whose first axis is the batch.
+      per_query: names of those whose second axis is the queries.
       exact: softmax attention with a mask, and no approximation of it.
       causal: "either", "always", "never" or "built in"; see `case_for`.
       keys: S where a cell leaves it open.
@@ -54,6 +55,7 @@ class Variant:
     own: Callable[..., dict[str, Any]] = nothing_of_its_own
     inputs: Callable[..., list[np.ndarray]] = queries_keys_values
     per_row: tuple[str, ...] = ()
+    per_query: tuple[str, ...] = ()
     exact: bool = True
     causal: str = "either"
     keys: int = 20
