@@ -202,6 +202,12 @@ def test_electra_and_what_one_keeps(train, capsys):
 
 
 @pytest.mark.slow
+def test_attention_shootout(train):
+    found = train("attention_shootout", *SMALL)
+    assert 0 <= [r for r in found if r["split"] == "validation"][-1]["accuracy"] <= 1
+
+
+@pytest.mark.slow
 def test_transformer_xl(train, capsys):
     more = ["--config.model.segment_length=16", "--config.model.memory_length=16"]
     train("transformer_xl", *SMALL, *more, "--config.data.seq_len=64")

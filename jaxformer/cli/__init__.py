@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from jaxformer.cli import lengths, models, retrieval, runs
+from jaxformer.cli import comparing, lengths, models, retrieval, runs
 from jaxformer.cli.flags import MODEL, load, parse, required
 from jaxformer.errors import UserError, suggest
 
@@ -32,6 +32,9 @@ USAGE = """jaxformer COMMAND [flags] [--config.SECTION.KEY=VALUE ...]
   visualize  attention --workdir runs/x --text TEXT --out attention.png
   extrapolate runs/x [runs/y ...] --lengths 64,128,256      perplexity over the length of what is
                                                             read at once, drawn to --out
+  compare    --config FILE --out DIR [--variants a,b] [--tasks a,b] [--lengths N,N]
+                                                            attention variants, trained on tasks at
+                                                            equal parameters: a table and a figure
   convert    --from DIR --to DIR                            a published checkpoint, or a run, to
                                                             one that transformers loads
 
@@ -84,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "embed": models.embed, "perplexity": models.perplexity, "visualize": visualize,
             "convert": models.convert, "extrapolate": lengths.extrapolate,
             "datastore": retrieval.datastore, "index": retrieval.index,
+            "compare": comparing.compare,
         }  # fmt: skip
         if argv[0] not in commands:
             raise UserError(

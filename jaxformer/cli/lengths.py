@@ -20,8 +20,8 @@ def extrapolate(words: list[str]) -> None:
             "extrapolate needs a run; e.g. jaxformer extrapolate runs/rope runs/alibi "
             "--lengths 64,128,256"
         )
-    lengths = _numbers("--lengths", flags["lengths"] or "64,128,256,512,1024")
-    tokens = _numbers("--tokens", flags["tokens"] or "65536")
+    lengths = whole_numbers("--lengths", flags["lengths"] or "64,128,256,512,1024")
+    tokens = whole_numbers("--tokens", flags["tokens"] or "65536")
     if len(tokens) > 1:
         raise UserError(f"--tokens={flags['tokens']}: give one whole number")
     from jaxformer.visualize import perplexity_over_length
@@ -44,7 +44,12 @@ def extrapolate(words: list[str]) -> None:
     print(f"wrote {out}")
 
 
-def _numbers(flag: str, text: str) -> list[int]:
+def whole_numbers(flag: str, text: str) -> list[int]:
+    """Returns the whole numbers, with commas between them, of a flag, in their order.
+
+    Raises:
+      UserError: something else stands there.
+    """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise UserError(f"{flag}={text}: give whole numbers from 1 on, such as 64,128,256")

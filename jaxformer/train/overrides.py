@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import types
 import typing
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,18 @@ def load(path: str | Path) -> ConfigDict:
     Raises:
       UserError: no such file, or no get_config in it.
     """
+    module = open_file(path)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config={path} has no get_config(); an experiment returns a ConfigDict")
+    return ConfigDict(module.get_config())
+
+
+def open_file(path: str | Path) -> types.ModuleType:
+    """Returns an experiment file as a module.
+
+    Raises:
+      UserError: no such file.
+    """
     path = Path(path)
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
@@ -30,9 +43,7 @@ def load(path: str | Path) -> ConfigDict:
         raise UserError(f"--config={path} is not a Python file; give an experiment such as x.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config={path} has no get_config(); an experiment returns a ConfigDict")
-    return ConfigDict(module.get_config())
+    return module
 
 
 def apply(chosen: ConfigDict, assignments: list[str]) -> ConfigDict:

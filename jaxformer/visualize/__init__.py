@@ -5,5 +5,6 @@ from __future__ import annotations
 from jaxformer.visualize.attention import attention_maps
 from jaxformer.visualize.lengths import perplexity_over_length
 from jaxformer.visualize.loss import loss_curves, loss_label
+from jaxformer.visualize.shootout import shootout
 
-__all__ = ["attention_maps", "loss_curves", "loss_label", "perplexity_over_length"]
+__all__ = ["attention_maps", "loss_curves", "loss_label", "perplexity_over_length", "shootout"]
