@@ -261,7 +261,7 @@ def test_sizes_and_rules():
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        (dict(norm_position="post"), "'pre' alone"),
+        (dict(norm_position="post", short_conv=0), "'pre' alone"),
         (dict(attention="linear"), "model.attention"),
         (dict(retrieval_layers=(3, 2)), "must rise, from 1 to 3"),
         (dict(retrieval_layers=(4,)), "must rise, from 1 to 3"),
