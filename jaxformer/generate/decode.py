@@ -20,6 +20,7 @@ from jaxformer.generate.config import Config
 from jaxformer.generate.detokenize import Detokenizer
 from jaxformer.generate.prefill import prefill
 from jaxformer.generate.prompts import check, left_pad, round_up
+from jaxformer.modules.variants import bound_to_places
 from jaxformer.ops import sampling
 
 # Tokens between two looks of the host at the text, when streaming or when a stop is a string.
@@ -84,7 +85,14 @@ def generate(
     start = [bos_id] if bos_id >= 0 else list(eos_ids)[:1]
     is_source = model.encode is not None
     prompts = check(model.config, prompts, config.max_new_tokens, start, is_source)
-    tokens_BT, valid_BT = left_pad(prompts)
+    exact = bound_to_places(model.config)
+    if exact and len({len(prompt) for prompt in prompts}) > 1:
+        raise UserError(
+            f"model.attention={model.config.attention} depends on the place in the row, and "
+            f"prompts of {min(map(len, prompts))} to {max(map(len, prompts))} tokens would be "
+            "padded; give one prompt at a time"
+        )
+    tokens_BT, valid_BT = left_pad(prompts, exact=exact)
     if is_source:
         known = (start_id, getattr(model.config, "start_id", -1), *start)
         start_id = next((token for token in known if token >= 0), -1)

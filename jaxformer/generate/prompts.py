@@ -59,10 +59,14 @@ def round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def left_pad(prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns tokens [B, T] and valid [B, T] with T a power of 2 or multiple of 128."""
+def left_pad(prompts: list[list[int]], *, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Returns tokens [B, T] and valid [B, T], T a power of 2 or multiple of 128.
+
+    `exact`: T is the longest prompt's length.
+    """
     longest = max(len(prompt) for prompt in prompts)
     length = max(16, 1 << (longest - 1).bit_length()) if longest <= 128 else round_up(longest, 128)
+    length = longest if exact else length
     tokens_BT = np.zeros((len(prompts), length), np.int32)
     valid_BT = np.zeros((len(prompts), length), np.int32)
     for row, prompt in enumerate(prompts):

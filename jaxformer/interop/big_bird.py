@@ -78,7 +78,10 @@ def table(config: encoder.Config) -> tuple[Rule, ...]:
         rules += [
             *linear("classifier.dense", "pooler/kernel", "pooler/bias"),
             *linear("classifier.out_proj", "classifier/kernel", "classifier/bias"),
-        ]
+            # Its class has a pooler too, which nobody reads.
+            *(rule._replace(use="write") for rule in linear(
+                "bert.pooler", "pooler/kernel", "pooler/bias")),
+        ]  # fmt: skip
     elif config.has_pooler:
         rules += linear("bert.pooler", "pooler/kernel", "pooler/bias")
     return tuple(rules)

@@ -39,10 +39,13 @@ class Config(TransformerConfig):
 
     num_classes: int = 0
 
+    def __post_init__(self):
+        super().__post_init__()
+        variants.check(self, causal=True)
+
 
 def make(config: Config) -> Model:
     """Returns the decoder as pure functions; see Model."""
-    variants.check(config, causal=True)
     variant = variants.parse(config.attention)
     block, embed = Block(config), Embed(config)
     # A post-norm stack ends in a norm already.

@@ -67,6 +67,7 @@ class Config(TransformerConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        variants.check(self, causal=False)
         one_of(self.pooling, POOLING, "model.pooling")
         one_of(self.masked_activation, ops.ACTIVATIONS, "model.masked_activation")
         one_of(self.pooler_activation, ops.ACTIVATIONS, "model.pooler_activation")
@@ -132,7 +133,6 @@ SIZES = {
 
 def make(config: Config) -> Model:
     """Returns the encoder as pure functions; see Model."""
-    variants.check(config, causal=False)
     block, embed = Block(config), Embed(config, config.num_token_types)
     # A post-norm stack ends in a norm already.
     final_norm = None if config.norm_position == "post" else Norm(config)

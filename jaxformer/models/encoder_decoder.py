@@ -56,6 +56,7 @@ class Config(TransformerConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        variants.check(self, causal=False)
         if self.short_conv:
             raise UserError("model.short_conv is for decoders alone; set it to 0")
         if self.window:
@@ -108,7 +109,6 @@ SIZES = {
 
 def make(config: Config) -> Model:
     """Returns the encoder-decoder as pure functions; see Model."""
-    variants.check(config, causal=False)
     # The source may be long, and is what model.attention is for; what is written is short.
     decoder_config = dataclasses.replace(
         config, num_layers=config.decoder_layers or config.num_layers, attention="softmax"

@@ -25,6 +25,10 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # Of a variant of attention: a global token's projections (Longformer).
     (r"(.*/)?attention/variant/(q|k|v)_global", ("fsdp", "tensor", None)),
     (r"(.*/)?attention/variant/(q|k|v)_global_bias", ("tensor", None)),
+    (r"(.*/)?attention/variant/gate", ("fsdp", "tensor", None)),
+    (r"(.*/)?attention/variant/decay_in", ("fsdp", None)),
+    (r"(.*/)?attention/variant/decay_out", (None, "tensor", None)),
+    (r"(.*/)?attention/variant/decay_bias", ("tensor", None)),
     # Relative attention: of distances, of the biases of queries, of segments.
     (r"(.*/)?attention/r", ("fsdp", "tensor", None)),
     (r"(.*/)?(attention|relative)/r_[wrs]_bias", ("tensor", None)),
@@ -58,7 +62,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embed/mask|head/cluster_bias|decoder/attention/score", ()),
     (
         r"(.*/)?(scale|out_bias|kernel_bias|projection_bias|q_norm|k_norm|qk_scale|relative_bias"
-        r"|attention_conv|feed_forward_conv)",
+        r"|attention_conv|feed_forward_conv|variant/(keys|values|kernel|sink))",
         (),
     ),
     (rf"(.*norm|(.*/)?(pooler|{LINEAR_HEADS}))/bias", ()),

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 from jaxformer import checkpoint, config, data, generate, interop, models
 from jaxformer.errors import UserError, one_of, suggest
 from jaxformer.models import FAMILIES, Model
+from jaxformer.modules import variants
+from jaxformer.modules.config import TransformerConfig
 from jaxformer.objectives import OBJECTIVES
 from jaxformer.parallel import mesh
 from jaxformer.train import optimizer
@@ -160,10 +162,18 @@ def _check(experiment: Experiment) -> None:
             f"objective.name={experiment.goal} reads data.labels={' or '.join(goal.LABELS)}, "
             f"but it is {reads.labels!r}"
         )
+    has_blocks = isinstance(model, TransformerConfig)  # a recurrent model's attention is another
     if experiment.family == "recurrent" and reads.layout == "seq2seq_packed":
         raise UserError(
             "model.family=recurrent reads on from one text into the next: it cannot have several "
             "in a row; set --config.data.layout=seq2seq"
+        )
+    choice = variants.parse(model.attention) if has_blocks else None
+    if choice is not None and not choice.kind.PACKS and reads.layout.endswith("packed"):
+        raise UserError(
+            f"model.attention={model.attention} cannot tell the texts of a row apart; "
+            f"data.layout={reads.layout} has several in one: set --config.data.layout="
+            f"{'seq2seq' if reads.layout.startswith('seq2seq') else 'padded'}"
         )
     lengths = {"seq_len": reads.seq_len}
     if reads.layout.startswith("seq2seq"):

@@ -36,8 +36,11 @@ class Case:
     prompts padded on the left or "rows" alone; or, where that is wrong, "by hand". following: its
     logits without a cache, see decoding.by_forward; None: they are not compared with those by
     cache, which those of "seq2seq" always are. apart: the oracle is asked row by row, without
-    padding, which it does not stand. changes: keys of our Config other than config.json says, where
-    `make` changed the oracle likewise: no class computes such a model, and writing it must fail.
+    padding, which it does not stand. length_counts: what a row gives depends on the padded length,
+    by its definition: it is not asked alone. running: changes of our Config that leave the function
+    of the parameters as it is but for a quirk, so that the model can be written. changes: keys of
+    our Config other than config.json says, where `make` changed the oracle likewise: no class
+    computes such a model, and writing it must fail.
     """
 
     family: str
@@ -52,6 +55,8 @@ class Case:
     left_padding: bool = True  # whether our rows are asked with padding on the left too
     lengths: tuple[int, ...] = LENGTHS
     apart: bool = False
+    length_counts: bool = False
+    running: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
     writes: str = "batch"
     following: Callable[[Any, list[int], int], Any] | None = None
     changes: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
@@ -136,7 +141,8 @@ def save_published(model: Any, folder: Path) -> Path:
 def measure(case: Case, folder: Path) -> Row:
     """Runs one case; `folder` is empty."""
     theirs = case.make()
-    plain, params = interop.load_huggingface(save_published(theirs, folder / "published"))
+    saved = save_published(theirs, folder / "published")
+    plain, params = interop.load_huggingface(saved, **case.running)
     model = plain
     if case.changes:
         model, _ = interop.load_huggingface(folder / "published", **case.changes)
@@ -150,7 +156,7 @@ def measure(case: Case, folder: Path) -> Row:
     logits, left, alone = difference(given), None, 0.0
     if case.left_padding:  # what stands beside a row, and where, must not matter
         left = difference(asking.question(case, model.config.vocab_size, left=True))
-    for row, length in enumerate(case.lengths[:-1]):
+    for row, length in enumerate(() if case.length_counts else case.lengths[:-1]):
         ours = asking.ask_ours(case, model, params, asking.row_alone(given, row))
         whole = {name: array(x[row : row + 1]) for name, x in expected.items()}
         if "tokens" in whole:

@@ -98,6 +98,56 @@ ENCODERS = [
         kind="replaced", decodes=False, token_types=2,
     ),
     *several(
+        "Longformer",
+        "LongformerForMaskedLM",
+        "LongformerConfig",
+        {
+            "small": dict(attention_window=4, max_position_embeddings=40, pad_token_id=1),
+            "window of eight, untied": dict(
+                attention_window=[8, 8, 8], max_position_embeddings=33, tie_word_embeddings=False,
+                pad_token_id=1,
+            ),
+            "wide window": dict(
+                attention_window=16, hidden_size=21, num_attention_heads=3, pad_token_id=1,
+                max_position_embeddings=40,
+            ),
+        },
+        kind="masked", decodes=False, pad_id=1,
+    ),
+    *(
+        case("Longformer", name, f"LongformerFor{head}", "LongformerConfig",
+             {**SMALL, "attention_window": 4, "pad_token_id": 1, "max_position_embeddings": 40,
+              "num_labels": 3}, kind=kind, decodes=False, pad_id=1, quirk=quirk)
+        for name, head, kind, quirk in (
+            ("classifier of 3, first token global", "SequenceClassification", "pooled",
+             "makes the first token global by itself"),
+            ("tags of 3", "TokenClassification", "tagger", ""),
+        )
+    ),
+    *(
+        case("BigBird", name, f"BigBirdFor{head}", "BigBirdConfig",
+             {**SMALL, "block_size": 2, "num_random_blocks": 1, "max_position_embeddings": 64,
+              **changes},
+             kind=kind, decodes=False, token_types=2, left_padding=False, length_counts=True,
+             lengths=(17, 19, 20),
+             running={"attention": f"bigbird(block=2, num_random={random}, random='zero')"},
+             quirk="all random blocks are block 0 in evaluation")
+        for name, head, kind, random, changes in (
+            ("small", "MaskedLM", "masked", 1, {}),
+            ("three heads, odd width", "MaskedLM", "masked", 1,
+             dict(hidden_size=21, num_attention_heads=3)),
+            ("two random blocks, rescaled embeddings", "MaskedLM", "masked", 2,
+             dict(num_random_blocks=2, rescale_embeddings=True)),
+            ("classifier of 3", "SequenceClassification", "pooled", 1, dict(num_labels=3)),
+            ("tags of 5", "TokenClassification", "tagger", 1, dict(num_labels=5)),
+        )
+    ),
+    case(
+        "BigBird", "full attention", "BigBirdForMaskedLM", "BigBirdConfig",
+        {**SMALL, "attention_type": "original_full", "max_position_embeddings": 64},
+        kind="masked", decodes=False, token_types=2,
+    ),
+    *several(
         "ModernBERT",
         "ModernBertForMaskedLM",
         "ModernBertConfig",

@@ -12,14 +12,34 @@ import dataclasses
 import functools
 from typing import Any
 
-from jaxformer.config import coerce
 from jaxformer.errors import UserError, suggest
+from jaxformer.modules.variants import decay, linear, sparse
 from jaxformer.modules.variants.base import _OF_FLAX, Attended, Choice, Given, Variant
 from jaxformer.modules.variants.own import Own, load_function
 
-__all__ = ["VARIANTS", "Attended", "Choice", "Given", "Variant", "check", "parse"]
+__all__ = [
+    "VARIANTS",
+    "Attended",
+    "Choice",
+    "Given",
+    "Variant",
+    "bound_to_places",
+    "check",
+    "parse",
+]
 
-VARIANTS: dict[str, type[Variant]] = {}
+VARIANTS: dict[str, type[Variant]] = {
+    "bigbird": sparse.BigBird,
+    "block_local": sparse.BlockLocal,
+    "gated_linear": decay.GatedLinear,
+    "linear": decay.LinearAttention,
+    "linformer": linear.Linformer,
+    "longformer": sparse.Longformer,
+    "nystromformer": linear.Nystromformer,
+    "performer": linear.Performer,
+    "retention": decay.Retention,
+    "sliding_window": sparse.SlidingWindow,
+}
 
 
 @functools.lru_cache(maxsize=256)  # and Python 3.11's ast is not safe beside other threads
@@ -56,15 +76,35 @@ def parse(text: str) -> Choice | None:
             'function of your own, "file.py:function"'
         )
     kind = VARIANTS[name]
-    fields = {f.name: f.default for f in dataclasses.fields(kind) if f.name not in _OF_FLAX}
+    fields: dict[str, Any] = {
+        f.name: f.default for f in dataclasses.fields(kind) if f.name not in _OF_FLAX
+    }
     for key, value in given.items():
         if key not in fields:
             raise UserError(
                 f"{where}: {key!r} is not an argument of {name}{suggest(key, fields)}; "
                 f"valid: {', '.join(fields) or 'none'}"
             )
-        given[key] = coerce(value, type(fields[key]), f"model.attention: {name}'s {key}")
+        if not _is_like(value, fields[key]):
+            raise UserError(
+                f"{where}: {name}'s {key} must be {type(fields[key]).__name__}, but {value!r} is "
+                f"{type(value).__name__}"
+            )
+        given[key] = type(fields[key])(value)
     return Choice(kind, given)
+
+
+def bound_to_places(config: Any) -> bool:
+    """Whether a model's tokens see what depends on their place in the row; see Variant."""
+    choice = parse(config.attention) if isinstance(getattr(config, "window", None), int) else None
+    return choice is not None and choice.make().bound_to_places()
+
+
+def _is_like(value: Any, default: Any) -> bool:
+    """Whether a value is of the default's type; an int is taken for a float, a bool for none."""
+    if isinstance(default, float) and not isinstance(value, bool):
+        return isinstance(value, (int, float))
+    return type(value) is type(default)
 
 
 def check(config: Any, *, causal: bool) -> None:

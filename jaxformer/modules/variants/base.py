@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+
+from jaxformer import ops
 
 _OF_FLAX = ("parent", "name")
 
@@ -55,14 +58,21 @@ class Variant(nn.Module):
 
     CAUSAL and BIDIRECTIONAL: may stand in a decoder, in an encoder. HONOURS: which of "bias",
     "soft_cap" and "dropout" it takes. HAS_STATE: a decode step reads `state`, not a cache of keys.
-    RUNNING: fields that change how it is computed, and not which function of the parameters it is.
+    PACKS: rows may hold several texts. RUNNING: fields that change how it is computed, not which
+    function of the parameters it is.
     """
 
     CAUSAL = True
     BIDIRECTIONAL = True
     HONOURS = frozenset({"bias", "soft_cap", "dropout"})
     HAS_STATE = False
+    PACKS = True
     RUNNING: frozenset[str] = frozenset()
+
+    def bound_to_places(self) -> bool:
+        """Whether what a token sees depends on its place in the row: what stands before its text,
+        padding or another text, then makes it another."""
+        return False
 
     def init_state(self, config: Any, batch_size: int, max_length: int) -> Any:
         """Returns what the layer knows before the first token; leaves have rows in front."""
@@ -98,3 +108,22 @@ class Choice(NamedTuple):
 def attended(result: Any, given: Given) -> Attended:
     """Returns what a function of the one signature gave, with or without weights."""
     return Attended(*result) if given.return_weights else Attended(result)
+
+
+def without_packing(given: Given) -> tuple[Given, jax.Array | None]:
+    """Returns what is given, segments read as padding, and which rows hold several texts."""
+    kept, seen_BS, packed_B = None, None, None
+    for part in ops.masks.parts(given.mask):
+        if isinstance(part, ops.masks.Segments):
+            seen_BS, packed_B = part.kv_segment_ids_BS != 0, (part.kv_segment_ids_BS > 1).any(1)
+            part = ops.masks.explicit(seen_BS[:, None, None, :])
+        kept = part if kept is None else kept & part
+    return given._replace(mask=kept), packed_B
+
+
+def refused(result: Attended, packed_B: jax.Array | None) -> Attended:
+    """Returns NaN for rows of several texts: these would see each other, and nobody would know."""
+    if packed_B is None:
+        return result
+    out_BTNH = jnp.where(packed_B[:, None, None, None], jnp.nan, result.out_BTNH)
+    return result._replace(out_BTNH=out_BTNH)
