@@ -1,4 +1,4 @@
-"""Nystromformer computes equations 13 to 15 of its paper, as the published implementation does."""
+"""Nystromformer computes the formula of its paper, as the published implementation does."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 Without: out_t = phi(q_t) · sum of phi(k_s) v_s, over phi(q_t) · sum of phi(k_s), phi = elu + 1
 (Katharopoulos et al., 2020, eq. 5-7). With: the state is multiplied by exp(log_decay) before a
 token joins it, S_t = exp(g_t) S_(t-1) + k_t v_t^T, out_t = q_t S_t: one constant a head in RetNet
-(Sun et al., 2023, eq. 5), gates from the data in GLA (Yang et al., 2024, eq. 3), one a head (also
+(Sun et al., 2023, eq. 6), gates from the data in GLA (Yang et al., 2024, eq. 3), one a head (also
 Mamba-2) or one a channel.
 
 Shapes: B batch, T queries, S keys, N heads, K key/value heads, G = N/K, H head width, X width of a

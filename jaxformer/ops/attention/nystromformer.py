@@ -1,8 +1,8 @@
 """Nyströmformer: softmax attention rebuilt from its values at a few landmarks, in linear time.
 
 Xiong et al., 2021, "Nyströmformer: A Nyström-Based Algorithm for Approximating Self-Attention".
-With landmarks q~ and k~, the means of equal parts of the line (section 3.2, eq. 10), the matrix of
-weights is nearly softmax(q k~^T) · pinv(softmax(q~ k~^T)) · softmax(q~ k^T) (eq. 13).
+With landmarks q~ and k~, the means of equal parts of the line, the matrix of weights is nearly
+softmax(q k~^T) · pinv(softmax(q~ k~^T)) · softmax(q~ k^T) (section 3).
 
 Shapes: B batch, T queries, S keys, N heads, K key/value heads, H head width, P and R landmarks of
 queries and of keys, W width of the convolution, C tokens of a block.
@@ -39,7 +39,7 @@ def nystromformer(
     scale: float | jax.Array | None = None,
     return_weights: bool = False,
 ) -> Any:
-    """Attention by Nyström's method (Xiong et al., 2021, eq. 13-15), in O((T + S) num_landmarks).
+    """Attention by Nyström's method (Xiong et al., 2021, section 3), in O((T + S) num_landmarks).
 
     With as many landmarks as tokens it is softmax attention, and computed as such (so does the
     published code: the iteration would not have converged).
@@ -51,12 +51,12 @@ def nystromformer(
       num_landmarks: parts of the line; their sizes differ by at most one token. Hidden tokens are
         left out of the means (the published code averages padding too), and a part without any
         token is left out of everything.
-      iterations: steps of the iteration for the pseudo-inverse (eq. 15).
+      iterations: steps of the iteration for the pseudo-inverse.
       start: how the iteration is scaled at first: by the largest column sum of each "matrix", or
         by the largest of all "global" (the published code's default: it converges more slowly, and
         what a row gets depends a little on the rest of its batch).
       kernel_NW: a depthwise convolution over the values' places, one filter per head, W odd,
-        added to the output (section 4: W = 33); needs T == S. None: none.
+        added to the output (as published W = 33); needs T == S. None: none.
       mask: None, or parts joined by `&` that hide padding: `masks.lengths`, and `explicit` of
         shape [B, 1, 1, S] or [B, 1, T, 1].
       bias: must be None: landmarks have no single place.
@@ -102,7 +102,7 @@ def nystromformer(
 
 
 def pseudo_inverse(a_PR: jax.Array, iterations: int = 6, *, start: str = "matrix") -> jax.Array:
-    """The Moore-Penrose inverse by a cubic iteration (Xiong et al., 2021, eq. 15).
+    """The Moore-Penrose inverse by an iteration of matmuls (Xiong et al., 2021, section 3).
 
     Args:
       a_PR: float32 [..., P, R], nonnegative, with row sums of at most 1.

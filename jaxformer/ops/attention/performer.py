@@ -59,7 +59,7 @@ def performer(
         must stand side by side, as packing puts them.
       bias: must be None: the weight of a single pair is never computed.
       scale: that of the softmax to approximate; 1/sqrt(H) if None (for "relu": 1).
-      kernel: "softmax", or "relu": phi(x) = relu(w·x) + epsilon (section 2.2 and appendix B.3).
+      kernel: "softmax", or "relu": phi(x) = relu(w·x) + epsilon (Performer-ReLU, section 4).
       epsilon: added to every feature; 0 for "softmax" and 0.001 for "relu" if None.
       chunk: tokens that meet in one matrix; changes nothing but speed and memory.
       state: what came before (of `init_state` or of an earlier call); needs a causal mask, T == S.
