@@ -157,11 +157,12 @@ def _by_blocks(q_BTNH, k_BSKH, v_BSKH, layout, random_NIR, mask, bias, options):
         )
     ends = [slice(size)] if layout.causal else [slice(size), slice(long - size, long)]
     places_E = jnp.concatenate([jnp.arange(x.start or 0, x.stop) for x in ends])
-    of_ends = (jnp.concatenate([x[:, end] for end in ends], axis=1) for x in (k, v))
+    k_BEKH, v_BEKH = (jnp.concatenate([x[:, end] for end in ends], axis=1) for x in (k, v))
     more = None if bias is None else From(bias, long, size, places_E)
     if layout.repeat_first:
         more = First(more, size, layout.repeat_first)
-    extra = Extra(*of_ends, None if mask is None else From(mask, long, size, places_E), more)
+    of_ends = None if mask is None else From(mask, long, size, places_E)
+    extra = Extra(k_BEKH, v_BEKH, of_ends, more)
     near = Beside(layout) if mask is None else mask & Beside(layout)
     if layout.causal:
         options = options | {"key": _fold(options["key"], 2)}
