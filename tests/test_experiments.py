@@ -216,6 +216,14 @@ def test_transformer_xl(train, capsys):
 
 
 @pytest.mark.slow
+def test_memorizing(train, capsys):
+    train("memorizing", *SMALL, "--config.model.segment_length=16", "--config.data.seq_len=64")
+    longer = evaluated(capsys, "memorizing", "--config.data.seq_len=128")
+    without = evaluated(capsys, "memorizing", "--config.model.memory_size=0")
+    assert "perplexity" in longer and "perplexity" in without
+
+
+@pytest.mark.slow
 def test_retro(train, capsys):
     more = ["--config.model.chunk=16", "--config.data.retrieval_chunk=16", *SMALL]
     train("retro", *more, "--config.model.retrieval_layers=(1,)")
