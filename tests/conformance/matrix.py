@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.conformance import rows_distance, rows_linear, rows_retrieved, rows_softmax, rows_sparse
+from tests.conformance import (
+    rows_distance,
+    rows_global,
+    rows_linear,
+    rows_retrieved,
+    rows_softmax,
+    rows_sparse,
+)
 from tests.conformance.case import CELLS
 from tests.conformance.variant import Variant
 
 VARIANTS: list[Variant] = [
-    *rows_softmax.ROWS, *rows_sparse.ROWS, *rows_linear.ROWS, *rows_distance.ROWS,
-    *rows_retrieved.ROWS,
+    *rows_softmax.ROWS, *rows_sparse.ROWS, *rows_global.ROWS, *rows_linear.ROWS,
+    *rows_distance.ROWS, *rows_retrieved.ROWS,
 ]  # fmt: skip
 README = Path(__file__).with_name("README.md")
 

@@ -36,8 +36,6 @@ def cases(draw, variant):
         causal=can_be_causal and draw(st.booleans()), lengths_B=lengths_B,
     )  # fmt: skip
     sizes = {n: draw(st.integers(*limits)) for n, limits in variant.sizes.items()}
-    if variant.name == "dilated window" and S != T:
-        sizes["dilation"] = 1
     return case, sizes, draw(st.integers(0, 99))
 
 
@@ -72,13 +70,17 @@ def small_inputs(T=32):
 
 def test_performer_comes_nearer_to_softmax_with_more_features():
     """The variance is that of a mean: 16 times the features, a quarter of the error."""
-    case, arrays = small_inputs()
+    case, (q, k, v) = small_inputs()
+    arrays = q / 2, k / 2, v  # for larger ones a few of the products make up all variance
 
     def error(num_features):
-        keys = jax.random.split(jax.random.key(0), 8)
-        each = [performer(*arrays, features_MH=orthogonal_features(key, num_features, 8))
-                for key in keys]  # fmt: skip
-        return np.mean([unlike_softmax(out, arrays, case) for out in each])
+        @jax.jit
+        @jax.vmap
+        def of(key):
+            return performer(*arrays, features_MH=orthogonal_features(key, num_features, 8))
+
+        outs = of(jax.random.split(jax.random.key(0), 8))
+        return np.mean([unlike_softmax(out, arrays, case) for out in outs])
 
     few, more, many = error(16), error(256), error(4096)
     assert few / more > 2.5 and more / many > 2.5
