@@ -62,7 +62,7 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embed/mask|head/cluster_bias|decoder/attention/score", ()),
     (
         r"(.*/)?(scale|out_bias|kernel_bias|projection_bias|q_norm|k_norm|qk_scale|relative_bias"
-        r"|attention_conv|feed_forward_conv|variant/(keys|values|kernel|sink))",
+        r"|attention_conv|feed_forward_conv|variant/(keys|values|kernel|sink|lambda_[qk][12]))",
         (),
     ),
     (rf"(.*norm|(.*/)?(pooler|{LINEAR_HEADS}))/bias", ()),

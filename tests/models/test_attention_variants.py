@@ -26,6 +26,7 @@ SMALL = dict(
 ASKED = {
     "bigbird": "bigbird(block=1, num_random=1)",
     "block_local": "block_local(block=3, look_back=1)",
+    "differential": "differential",
     "gated_linear": "gated_linear(rank=4, temperature=2.0)",
     "linear": "linear",
     "linformer": "linformer(projected=5)",

@@ -13,7 +13,7 @@ import functools
 from typing import Any
 
 from jaxformer.errors import UserError, suggest
-from jaxformer.modules.variants import decay, linear, sparse
+from jaxformer.modules.variants import decay, differential, linear, sparse
 from jaxformer.modules.variants.base import _OF_FLAX, Attended, Choice, Given, Variant
 from jaxformer.modules.variants.own import Own, load_function
 
@@ -31,6 +31,7 @@ __all__ = [
 VARIANTS: dict[str, type[Variant]] = {
     "bigbird": sparse.BigBird,
     "block_local": sparse.BlockLocal,
+    "differential": differential.Differential,
     "gated_linear": decay.GatedLinear,
     "linear": decay.LinearAttention,
     "linformer": linear.Linformer,
@@ -118,6 +119,8 @@ def check(config: Any, *, causal: bool) -> None:
         raise UserError(f"{where} cannot be causal; use it in model.family=encoder")
     if not causal and not variant.BIDIRECTIONAL:
         raise UserError(f"{where} is causal by its definition; use it in model.family=decoder")
+    if complaint := variant.complaint(config):
+        raise UserError(f"{where} {complaint}")
     asked = {
         "bias": (config.positions in ("alibi", "t5"), f"model.positions={config.positions}"),
         "soft_cap": (config.attention_soft_cap, "model.attention_soft_cap"),

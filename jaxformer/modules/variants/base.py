@@ -69,6 +69,11 @@ class Variant(nn.Module):
     PACKS = True
     RUNNING: frozenset[str] = frozenset()
 
+    @staticmethod
+    def complaint(config: Any) -> str:
+        """Returns what of a model's config this kind cannot have, after its name; or ""."""
+        return ""
+
     def bound_to_places(self) -> bool:
         """Whether what a token sees depends on its place in the row: what stands before its text,
         padding or another text, then makes it another."""
