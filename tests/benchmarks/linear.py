@@ -142,7 +142,10 @@ def main() -> None:
     while length <= a.max_length:
         for name, row in measure(length, {name: named[name] for name in chosen}, a).items():
             rows[name].append(row)
+        times = (f"{name} {1e3 * measured[-1].seconds:.0f}" for name, measured in rows.items())
+        print(f"{length} tokens, ms: {'; '.join(times)}", flush=True)
         length *= 2
+    print()
     lengths = [row.length for row in rows[chosen[0]]]
     for what, unit, factor in (("seconds", "ms", 1e3), ("bytes", "MiB", 2**-20)):
         print(f"{unit:<18}" + "".join(f"{n:>9}" for n in lengths) + f"{'slope':>8}")
