@@ -40,13 +40,13 @@ class Differential(Variant):
     def __call__(self, q_BTNH, k_BSKH, v_BSKH, given: Given) -> Attended:
         (B, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
         start = differential_start(given.layer)
-        lambdas = [
+        q1_H, k1_H, q2_H, k2_H = (
             self.param(f"lambda_{name}", nn.initializers.normal(0.1), (H,))
             for name in ("q1", "k1", "q2", "k2")
-        ]
+        )
         result = differential_attention(
             q_BTNH, k_BSKH, v_BSKH.reshape(B, S, K // 2, 2 * H),
-            factor=differential_factor(*lambdas, start),
+            factor=differential_factor(q1_H, k1_H, q2_H, k2_H, start),
             **given.options("soft_cap", "dropout_rate", "key", "backend"),
         )  # fmt: skip
         out, weights_BnTS = result if given.return_weights else (result, None)

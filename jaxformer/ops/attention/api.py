@@ -12,7 +12,7 @@ import jax
 
 from jaxformer.ops.attention import scores
 from jaxformer.ops.attention.blocked import blocked
-from jaxformer.ops.attention.chunked import chunked
+from jaxformer.ops.attention.chunked import attend, chunked
 from jaxformer.ops.attention.cudnn import cudnn, gpu_capability, why_not
 from jaxformer.ops.attention.dense import dense
 from jaxformer.ops.masks import Mask
@@ -39,6 +39,7 @@ def attention(
     query_chunk: int | None = None,
     key_chunk: int | None = None,
     return_weights: bool = False,
+    return_lse: bool = False,
 ) -> Any:
     """softmax(scale q k^T + bias, -inf where masked) v, head by head (Vaswani et al., 2017, eq. 1).
 
@@ -66,11 +67,13 @@ def attention(
         queries into blocks only where a static mask spares them some keys.
       key_chunk: keys of one block in the chunked backend; None for its own.
       return_weights: also return the weights, before dropout; from any backend but cudnn they cost
-        O(T S) memory.
+        O(T S) memory. `attention_weights` gives those of a few heads and rows for their own size.
+      return_lse: also return the log of the softmax's denominator, for `attention_weights` and to
+        join partial results; always by the chunked backend. Not together with return_weights.
 
     Returns:
       out_BTNH in the dtype of the queries, or (out_BTNH, weights_BNTS) with float32 weights whose
-      rows sum to 1 (0 where nothing is visible).
+      rows sum to 1 (0 where nothing is visible), or (out_BTNH, lse_BNT), float32, -inf there.
 
     Raises:
       ValueError: shapes that do not fit, dropout without a key, or backend "cudnn" where cuDNN
@@ -80,13 +83,22 @@ def attention(
     if isinstance(scale, jax.Array):
         q_BTNH, scale = (q_BTNH * scale).astype(q_BTNH.dtype), 1.0
     scale = 1.0 / math.sqrt(q_BTNH.shape[-1]) if scale is None else scale
-    options = {
+    options: dict[str, Any] = {
         "mask": mask,
         "bias": scores.as_bias(bias),
         "soft_cap": soft_cap,
         "dropout_rate": dropout_rate,
         "return_weights": return_weights,
     }
+    if return_lse:
+        if return_weights or backend == "cudnn":
+            other = "return_weights" if return_weights else "backend='cudnn'"
+            raise ValueError(f"attention: return_lse cannot go with {other}; leave one out")
+        del options["return_weights"]
+        return attend(
+            q_BTNH, k_BSKH, v_BSKH, scale=scale, key=key if dropout_rate > 0.0 else None,
+            query_chunk=query_chunk, key_chunk=key_chunk, **options,
+        )  # fmt: skip
     if backend in ("auto", "cudnn"):
         reason = why_not(q_BTNH, k_BSKH, compute_capability=gpu_capability(), **options)
         if not reason:
