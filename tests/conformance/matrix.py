@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.conformance import (
     rows_distance,
     rows_global,
+    rows_heads,
     rows_linear,
     rows_retrieved,
     rows_softmax,
@@ -20,7 +21,7 @@ from tests.conformance.variant import Variant
 
 VARIANTS: list[Variant] = [
     *rows_softmax.ROWS, *rows_sparse.ROWS, *rows_global.ROWS, *rows_linear.ROWS,
-    *rows_distance.ROWS, *rows_retrieved.ROWS,
+    *rows_heads.ROWS, *rows_distance.ROWS, *rows_retrieved.ROWS,
 ]  # fmt: skip
 README = Path(__file__).with_name("README.md")
 

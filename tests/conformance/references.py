@@ -233,3 +233,13 @@ def relative(xp: Any, q, k, v, case: Case, w_distance_DNH, content_bias_NH, dist
     a = logits(xp, q + content_bias_NH, k, case)
     a = a + case.H**-0.5 * xp.einsum("btnh,tsnh->bnts", q + distance_bias_NH, r_TSNH)
     return values(xp, softmax(xp, a, case.seen() * 1.0), v, case)
+
+
+def differential(xp: Any, q, k, v, case: Case, factor_n) -> Any:
+    """Ye et al., 2025, eq. 1; grouped as in the published layer, which repeats keys one by one."""
+    a = logits(xp, q, k, case)
+    p = softmax(xp, a, np.broadcast_to(case.seen(), a.shape) * 1.0)
+    p = p[:, 0::2] - factor_n[:, None, None] * p[:, 1::2]
+    v = v.reshape(case.B, case.S, case.K // 2, 2 * case.H)
+    v = xp.repeat(v, case.N // case.K, axis=2)
+    return xp.einsum("bnts,bsnh->btnh", p, v).reshape(q.shape)

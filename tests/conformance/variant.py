@@ -38,6 +38,7 @@ class Variant:
       per_row: names of own arrays whose first axis is the batch.
       per_query: names of those whose second axis is the queries.
       exact: softmax attention with a mask, and no approximation of it.
+      pairs: heads come in pairs.
       causal: "either", "always", "never" or "built in"; see `case_for`.
       keys: S where a cell leaves it open.
       cannot: cell -> why, in one phrase; then the call must raise ValueError.
@@ -57,6 +58,7 @@ class Variant:
     per_row: tuple[str, ...] = ()
     per_query: tuple[str, ...] = ()
     exact: bool = True
+    pairs: bool = False
     causal: str = "either"
     keys: int = 20
     cannot: Mapping[str, str] = dataclasses.field(default_factory=dict)
