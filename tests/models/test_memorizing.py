@@ -112,6 +112,7 @@ def paper(c, params, tokens_T: np.ndarray) -> np.ndarray:
     return norm(params["final_norm"], x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_the_paper_in_all_three_ways_to_read(name):
     """A row at once; by a cache, as it is written; on and on, a segment at a time, with a ring."""
@@ -166,6 +167,7 @@ def test_a_new_document_empties_the_ring():
     )
 
 
+@pytest.mark.slow
 def test_causal_by_gradient_and_none_enters_the_memory():
     model, params = make()
     tokens = jnp.arange(10)[None]
@@ -189,6 +191,7 @@ def test_causal_by_gradient_and_none_enters_the_memory():
     assert not differs[:6].any() and differs[6:].all()
 
 
+@pytest.mark.slow
 def test_the_gate_learns():
     model, params = make()
     loss = lambda p: jnp.sin(model.apply(p, batch_of(tokens=TOKENS)).hidden_BTD).sum()  # noqa: E731
@@ -209,6 +212,7 @@ def test_without_a_memory_segments_are_texts_of_their_own():
     assert shapes == with_memory
 
 
+@pytest.mark.slow
 def test_generate_goes_on_as_the_forward_pass_would():
     model, params = make(tie_embeddings=False)
     prompts = [TOKENS[0, :10].tolist(), TOKENS[1, :3].tolist()]
@@ -226,6 +230,7 @@ def test_generate_goes_on_as_the_forward_pass_would():
     assert generate(forgetful, params, prompts, config)[0] != written[0]  # or it would see little
 
 
+@pytest.mark.slow
 def test_likelihoods_are_those_of_the_forward_pass():
     model, params = make()
     row = TOKENS[0].tolist()
@@ -235,6 +240,7 @@ def test_likelihoods_are_those_of_the_forward_pass():
     np.testing.assert_allclose(total, logp.sum(), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [{"unroll": 0, "remat": "full"}, {"memory_approximate": True}])
 def test_running_choices_do_not_change_the_function(changed):
     model, params = make()
