@@ -3,7 +3,8 @@
 A key is a capital letter, its value the digit behind it, the filler small letters; the text ends in
 "?" and a key, and the class is that key's value. Four pairs stand anywhere, so that the values
 alone do not tell the answer (after the associative recall of Ba 2016, section 4.1, in a filler).
-Every value is equally likely.
+Every value is equally likely; who names the most frequent of the four, without their keys, is right
+in 0.384 of the texts: only more than that shows that a key was found.
 """
 
 from __future__ import annotations
