@@ -93,7 +93,8 @@ class Config(TransformerConfig):
 
 
 # Devlin 2019, section 3; Liu 2019, appendix; Lan 2020, table 1 (the checkpoints of version 2 have
-# no dropout and GELU by tanh); Sanh 2019; Warner 2024, table 4.
+# no dropout and GELU by tanh); Beltagy 2020, section 5; Zaheer 2020, appendix E; Sanh 2019; Warner
+# 2024, table 4.
 _BERT = dict(vocab_size=30522, num_token_types=2)
 _ROBERTA = dict(
     vocab_size=50265, num_token_types=1, position_offset=2, norm_epsilon=1e-5, dropout=0.1,
@@ -109,6 +110,12 @@ _MODERNBERT = dict(
     rope_local_base=10000.0, attention_pattern=("global", "local", "local"), window=128,
     masked_kernel_bias=False,
 )  # fmt: skip
+_LONGFORMER = dict(_ROBERTA, max_length=4096, attention="longformer(window=512)")
+_BIGBIRD = dict(
+    vocab_size=50358, num_token_types=2, max_length=4096, activation="gelu_tanh",
+    masked_activation="gelu_tanh", attention="bigbird", dropout=0.1, attention_dropout=0.1,
+    pooler=True,
+)  # fmt: skip
 SIZES = {
     "bert_base": dict(_BERT, num_layers=12, width=768, num_heads=12),
     "bert_large": dict(_BERT, num_layers=24, width=1024, num_heads=16),
@@ -118,6 +125,10 @@ SIZES = {
     "albert_large": dict(_ALBERT, num_layers=24, width=1024, num_heads=16),
     "albert_xlarge": dict(_ALBERT, num_layers=24, width=2048, num_heads=16),
     "albert_xxlarge": dict(_ALBERT, num_layers=12, width=4096, num_heads=64),
+    "longformer_base": dict(_LONGFORMER, num_layers=12, width=768, num_heads=12),
+    "longformer_large": dict(_LONGFORMER, num_layers=24, width=1024, num_heads=16),
+    "bigbird_base": dict(_BIGBIRD, num_layers=12, width=768, num_heads=12),
+    "bigbird_large": dict(_BIGBIRD, num_layers=24, width=1024, num_heads=16),
     "distilbert_base": dict(
         vocab_size=30522, num_layers=6, width=768, num_heads=12, dropout=0.1,
         attention_dropout=0.1, pooler_activation="relu",
