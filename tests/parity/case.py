@@ -73,7 +73,7 @@ class Row:
     case: Case
     logits: float  # right-padded batch of several lengths
     left: float | None  # the same rows padded on the left
-    alone: float  # ours: each row alone against the row among others
+    alone: float | None  # ours: each row alone against the row among others
     gradients: float
     back: float | None  # logits of the exported weights in the published class, if there is one
     decoded: str  # tokens decoded by cache that equal the oracle's, of all; "" if it cannot
@@ -86,7 +86,7 @@ class Row:
             for name, value, bound in (
                 ("logits", self.logits, LOGITS),
                 ("left padding", self.left or 0.0, LOGITS),
-                ("alone", self.alone, LOGITS),
+                ("alone", self.alone or 0.0, LOGITS),
                 ("gradients", self.gradients, GRADIENTS),
                 ("exported", self.back or 0.0, LOGITS),
                 ("by cache", self.cached or 0.0, LOGITS),
@@ -170,7 +170,8 @@ def measure(case: Case, folder: Path) -> Row:
             decoded = decoding.greedy(case, theirs, model, params)
         if case.following is not None or case.kind == "seq2seq":
             cached = relative(*decoding.by_cache(case, theirs, model, params))
-    return Row(case, logits, left, alone, gradients, back, decoded, cached)
+    alone_if = None if case.length_counts else alone
+    return Row(case, logits, left, alone_if, gradients, back, decoded, cached)
 
 
 def worst(ours: asking.Answer, theirs: asking.Answer) -> float:
