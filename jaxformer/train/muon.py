@@ -19,12 +19,14 @@ import optax
 from jaxformer.parallel.rules import path_name
 
 # Biases, gains and other vectors, which have two axes when they are per head.
-VECTORS = (r".*(bias|scale|norm|conv)",)
+# Nor are the filters of a line's places (Linformer, Nystromformer) what a stream goes through.
+VECTORS = (r".*(bias|scale|norm|conv)", r".*variant/(keys|values|kernel)")
 # How many axes of a weight, after the layer axis, are its input; the rest are its output. Listed
 # are those that are more than a plain [I, O]. Heads belong together: a projection is one matrix.
 INPUT_AXES: tuple[tuple[str, int, int], ...] = (  # pattern, axes, of them input
     (r".*attention/(q|k|v|r)", 3, 1),  # [D, N, H]
     (r".*attention/out", 3, 2),  # [N, H, D]
+    (r".*attention/variant/((q|k|v)_global|gate|decay_out)", 3, 1),  # [D, N, H], [R, N, H]
 )
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, ends near [0.7, 1.2]
 

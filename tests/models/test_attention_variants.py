@@ -15,6 +15,8 @@ import pytest
 from jaxformer.errors import UserError
 from jaxformer.models import decoder, encoder
 from jaxformer.modules import variants
+from jaxformer.parallel import mesh, rules
+from jaxformer.train import muon
 
 V, T, B = 53, 12, 2
 TOKENS = jnp.array(np.random.default_rng(0).integers(0, V, (B, T)), jnp.int32)
@@ -113,6 +115,19 @@ def test_packed_and_padded_texts_are_what_they_are_alone(family, name):
     close(hidden[:7], alone[0])
     if not variants.parse(ASKED[name]).make().bound_to_places():
         close(hidden[7:], alone[1])
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_every_parameter_has_its_rule_of_sharding_and_of_muon(name):
+    for family in (decoder, encoder):
+        keys = {**SMALL, "attention": ASKED[name]}
+        if not (CAUSAL if family is decoder else BOTH_SIDES).count(name):
+            continue
+        model = family.make(family.Config(**keys))
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        rules.shardings(shapes, mesh.make(mesh.Config(data=2, fsdp=2, tensor=2)))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+            muon.input_axes(rules.path_name(path), leaf.shape)
 
 
 @pytest.mark.parametrize("name", ASKED)
