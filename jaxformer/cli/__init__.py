@@ -67,6 +67,8 @@ flags
   --top N                   of generate with an index: how many passages, 3 by default
   --template TEXT           of the prompt with them: "{passages}\\n\\n{question}" by default
   --encoder DIR             what made the index, if it is no longer where it was
+  --layers N,N --heads N,N --rows N,N
+                            of visualize attention: only these layers, heads and queries, from 0
   --print_config            print the whole config and end
   --dry_run                 print shapes, parameters and memory, and end
   --require_platform NAME   end at once unless JAX runs on cpu, gpu or tpu
@@ -122,6 +124,7 @@ def visualize(words: list[str]) -> None:
         raise UserError(
             f"visualize {given!r}: give one of {', '.join(kinds)}{suggest(given, kinds)}"
         )
+    from jaxformer.modules.attention import Maps
     from jaxformer.visualize import attention_maps, loss_curves, loss_label
 
     if words[0] == "loss":
@@ -139,13 +142,20 @@ def visualize(words: list[str]) -> None:
         label = loss_label(*map(read_config, records))
         figure, out = loss_curves(records, resumes=resumes, ylabel=label), flags["out"]
     else:
-        flags, assignments = parse(words[1:], *MODEL, "--text", "--out")
+        flags, assignments = parse(
+            words[1:], *MODEL, "--text", "--out", "--layers", "--heads", "--rows"
+        )
+        parts = {name: lengths.places(f"--{name}", flags[name]) for name in Maps._fields}
         text = required(flags, "text", "visualize attention", "TEXT")
         loaded = load(flags, assignments, "visualize attention")
         from jaxformer.train.sample import Speaker
 
-        weights_LNTS, tokens = Speaker.of(loaded).attention(loaded.params, text)
-        figure, out = attention_maps(weights_LNTS, tokens), flags["out"]
+        maps = Maps(**parts) if any(parts.values()) else None
+        weights_LNTS, tokens = Speaker.of(loaded).attention(loaded.params, text, maps)
+        figure, out = attention_maps(
+            weights_LNTS, tokens, layers=parts["layers"], heads=parts["heads"],
+            query_tokens=[tokens[row] for row in parts["rows"]] if parts["rows"] else None,
+        ), flags["out"]  # fmt: skip
     out = out or f"{words[0]}.png"
     try:
         figure.savefig(out, dpi=150)

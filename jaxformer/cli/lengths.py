@@ -54,3 +54,15 @@ def whole_numbers(flag: str, text: str) -> list[int]:
     if not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise UserError(f"{flag}={text}: give whole numbers from 1 on, such as 64,128,256")
     return sorted({int(part) for part in parts})
+
+
+def places(flag: str, text: str | None) -> tuple[int, ...]:
+    """Returns the numbers from 0 on, with commas between them, of a flag; () where it is not given.
+
+    Raises:
+      UserError: something else stands there.
+    """
+    parts = [part.strip() for part in text.split(",")] if text else []
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise UserError(f"{flag}={text}: give whole numbers from 0 on, such as 0,3")
+    return tuple(int(part) for part in parts)

@@ -25,6 +25,7 @@ from jaxformer.models.model import (
     positions_of,
 )  # fmt: skip
 from jaxformer.modules import stack, variants
+from jaxformer.modules.attention import Maps
 from jaxformer.modules.block import Block
 from jaxformer.modules.config import TransformerConfig
 from jaxformer.modules.embed import Embed, RelativePositions, rotary
@@ -76,7 +77,7 @@ def make(config: Config) -> Model:
         key: jax.Array | None = None,
         cache: dict | None = None,
         return_hidden: bool = False,
-        return_attention: bool = False,
+        return_attention: bool | Maps = False,
         return_feed_input: bool = False,
     ) -> Output:
         positions_BT, segment_ids = positions_of(batch, cache), batch.get("segment_ids")

@@ -23,6 +23,7 @@ from jaxformer.models.model import (
     positions_of,
 )  # fmt: skip
 from jaxformer.modules import stack, variants
+from jaxformer.modules.attention import Maps
 from jaxformer.modules.block import Block
 from jaxformer.modules.config import TransformerConfig
 from jaxformer.modules.embed import Embed, RelativePositions, rotary
@@ -187,7 +188,7 @@ def make(config: Config) -> Model:
         key: jax.Array | None = None,
         cache: None = None,
         return_hidden: bool = False,
-        return_attention: bool = False,
+        return_attention: bool | Maps = False,
     ) -> Output:
         if cache is not None:
             raise ValueError("an encoder sees both sides of every token and has no cache")

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxformer import ops
 from jaxformer.modules import stack, variants
+from jaxformer.modules.attention import Maps
 
 Params = Any
 Batch = dict[str, jax.Array]
@@ -44,6 +45,7 @@ class Model(NamedTuple):
     unembed: (params, hidden_..D) -> (features_..D, table_VD, bias_V or None), whose product is the
       logits; ops.linear_cross_entropy takes these and never holds all logits.
     classify: (params, hidden_BTD, batch) -> logits_BC float32.
+    Of `return_attention`, True is all weights, Maps those of some layers, heads and queries.
     init_cache: (batch_size, max_length) -> an empty cache for `apply`, a tree whose leaves are
       scalars, or have rows (times heads) as their leading axis.
     encode: (params, batch, cache) -> the cache with the batch's "source" in it, for models that
@@ -114,7 +116,12 @@ def checked(config: Any, apply: Callable[..., Output]) -> Callable[..., Output]:
         if out.hidden_states_LBTD is not None:
             chex.assert_shape(out.hidden_states_LBTD, (L, B, T, D))
         if out.attention_LBNTS is not None:
-            chex.assert_shape(out.attention_LBNTS, (L, B, N, T, None))
+            asks = asked.get("return_attention")
+            part = asks if isinstance(asks, Maps) else Maps()
+            # A way to attend of its own may pair heads.
+            heads = None if getattr(config, "attention", "softmax") != "softmax" else N
+            maps = (len(part.layers) or L, B, len(part.heads) or heads, len(part.rows) or T, None)
+            chex.assert_shape(out.attention_LBNTS, maps)
         return out
 
     return wrapped

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import ops
+from jaxformer.errors import UserError
 from jaxformer.modules import initial, variants
 from jaxformer.modules.config import TransformerConfig
 
@@ -77,6 +78,14 @@ def project_memory(params: dict[str, jax.Array], source_BSD: jax.Array) -> KeyVa
     return empty.append(k_BSKH, v_BSKH)
 
 
+class Maps(NamedTuple):
+    """Which attention weights are wanted, instead of all: () is all layers, heads or queries."""
+
+    layers: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
+
+
 class Rotary(NamedTuple):
     """RoPE's inputs: positions [B|1, T] and inverse frequencies [H/2]."""
 
@@ -110,9 +119,11 @@ class Attention(nn.Module):
         layer: int | jax.Array = 0,
         global_BT: jax.Array | None = None,
         key: jax.Array | None = None,
-        return_weights: bool = False,
+        return_weights: bool | Maps = False,
     ) -> tuple[jax.Array, KeyValues | None, jax.Array | None]:
         """Returns (out_BTD, cache with these keys or None, weights_BNTS or None).
+
+        Of Maps, only the weights of its heads and queries ever exist.
 
         `memory` holds the keys and values of cross-attention, from `project_memory`. `offset` is
         the position of query 0 among the keys, `layer` this layer's number from 0, and `global_BT`
@@ -172,15 +183,27 @@ class Attention(nn.Module):
             cache = cache.append(k_BSKH, v_BSKH)
             k_BSKH, v_BSKH = cache.read(x_BTD.shape[0])
         k_BSKH, v_BSKH = k_BSKH.astype(q_BTNH.dtype), v_BSKH.astype(q_BTNH.dtype)
+        part = return_weights if isinstance(return_weights, Maps) else None
+        if part is not None and variant is not None:
+            raise UserError(
+                f"model.attention={c.attention} gives the weights of all its heads and queries "
+                "alone; ask for all of them"
+            )
+        whole = bool(return_weights) and part is None
         given = variants.Given(
             x_BTD, mask, bias, c.attention_scale or None, c.attention_soft_cap or None,
             c.attention_dropout if key is not None else 0.0, key, c.attention_backend, offset,
-            layer, global_BT, c, state, return_weights,
+            layer, global_BT, c, state, whole,
         )  # fmt: skip
         if variant is None:
             usual = given.options("soft_cap", "dropout_rate", "key", "backend")
             result = ops.attention(q_BTNH, k_BSKH, v_BSKH, **usual)
-            out_BTNH, weights_BNTS = result if return_weights else (result, None)
+            out_BTNH, weights_BNTS = result if whole else (result, None)
+            if part is not None:
+                weights_BNTS = ops.attention_weights(
+                    q_BTNH, k_BSKH, heads=part.heads or None, rows=part.rows or None, mask=mask,
+                    bias=bias, scale=given.scale, soft_cap=given.soft_cap,
+                )  # fmt: skip
         else:
             attend = variant.make("variant")
             out_BTNH, weights_BNTS, state = attend(q_BTNH, k_BSKH, v_BSKH, given)

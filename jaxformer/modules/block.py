@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxformer import ops
-from jaxformer.modules.attention import Attention, KeyValues, Rotary
+from jaxformer.modules.attention import Attention, KeyValues, Maps, Rotary
 from jaxformer.modules.config import TransformerConfig
 from jaxformer.modules.feedforward import Experts, FeedForward
 from jaxformer.modules.norm import Norm
@@ -50,7 +50,7 @@ class Block(nn.Module):
         global_BT: jax.Array | None = None,
         segment_ids_BT: jax.Array | None = None,
         key: jax.Array | None = None,
-        return_weights: bool = False,
+        return_weights: bool | Maps = False,
         return_feed_input: bool = False,
     ) -> tuple[Any, ...]:
         """Returns (x_BTD, cache or None, self-attention weights_BNTS or None), and then, if

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxformer.modules.attention import KeyValues, join_projections, project_memory
+from jaxformer.modules.attention import KeyValues, Maps, join_projections, project_memory
 from jaxformer.modules.block import Block
 from jaxformer.parallel.rules import constrain_batch
 
@@ -51,7 +51,7 @@ def apply(
     index: jax.Array | None = None,
     key: jax.Array | None = None,
     return_hidden: bool = False,
-    return_attention: bool = False,
+    return_attention: bool | Maps = False,
     return_feed_input: bool = False,
     of_kind: Mapping[str, Mapping[str, Any]] | None = None,
     **inputs: Any,
@@ -69,7 +69,8 @@ def apply(
       index: where in the cache this call's keys go (with `cache`).
       key: dropout's key, or None: no dropout. Layer l uses the l-th split.
       return_hidden: also return the input of each block.
-      return_attention: also return each block's attention weights.
+      return_attention: also return each block's attention weights; Maps: those of some layers,
+        heads and queries.
       return_feed_input: also return the input of the last block's feed-forward layer.
       of_kind: what the layers of each kind ("global", "local") are given.
       **inputs: what every block is given alike (mask, bias, rotary, source_BSD, ...).
@@ -115,7 +116,7 @@ def apply(
             x_BTD,
             cache,
             jnp.stack(hidden) if return_hidden else None,
-            jnp.stack(weights) if return_attention else None,
+            _chosen(jnp.stack(weights), return_attention) if return_attention else None,
             fed[0] if fed else None,
         )
 
@@ -170,8 +171,14 @@ def apply(
         streams, extra = single(streams, i)
         extras.append(extra)
     hidden, weights = (_in_order([extra[part] for extra in extras]) for part in (0, 1))
+    weights = None if weights is None else _chosen(weights, return_attention)
     x_BTD, fed = streams
     return Stacked(x_BTD, None, hidden, weights, fed[0] if fed else None)
+
+
+def _chosen(weights_LBNTS: jax.Array, asked: bool | Maps) -> jax.Array:
+    layers = asked.layers if isinstance(asked, Maps) else ()
+    return weights_LBNTS[jnp.array(layers)] if layers else weights_LBNTS
 
 
 def _at(tree: Any, index: int | slice) -> Any:

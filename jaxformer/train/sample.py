@@ -15,7 +15,8 @@ import numpy as np
 
 from jaxformer import data, generate, models
 from jaxformer.errors import UserError
-from jaxformer.models import Model
+from jaxformer.models import Model, family_of
+from jaxformer.modules.attention import Maps
 from jaxformer.train.load import Loaded
 from jaxformer.train.prepare import Prepared
 
@@ -86,11 +87,19 @@ class Speaker(NamedTuple):
         before = self.tokenizer.encode(self.data.source_prefix)
         return [*ends.source_prefix, *before, *text, *ends.source_suffix]
 
-    def attention(self, params: Any, text: str) -> tuple[np.ndarray, list[str]]:
-        """Returns (weights_LNTS, the tokens as strings) of every layer and head on a text.
+    def attention(
+        self, params: Any, text: str, maps: Maps | None = None
+    ) -> tuple[np.ndarray, list[str]]:
+        """Returns (weights_LNTS, the tokens as strings) of a text.
+
+        Args:
+          params: the model's.
+          text: read whole.
+          maps: the layers, heads and queries that are wanted; None: all.
 
         Raises:
-          UserError: a text without tokens, or longer than the model reads.
+          UserError: a text without tokens, or longer than the model reads; a layer, head or query
+            that is not there.
         """
         ids = self.tokenizer.encode(text, specials=self.tokenizer.cls_id >= 0)
         most, V = self.model.config.max_length, self.model.config.vocab_size
@@ -99,12 +108,29 @@ class Speaker(NamedTuple):
         if max(ids) >= V:
             raise UserError(f"--text holds token {max(ids)}, but this model's vocabulary has {V}")
         batch = {"tokens": jnp.asarray([ids], jnp.int32)}
+        if maps is not None:
+            _refuse_missing(self.model.config, maps, len(ids))
         out = jax.jit(self.model.apply, static_argnames="return_attention")(
-            params, batch, return_attention=True
+            params, batch, return_attention=True if maps is None else maps
         )
         return np.asarray(out.attention_LBNTS[:, 0]), [
             self.tokenizer.decode([i], specials=True) for i in ids
         ]
+
+
+def _refuse_missing(config: Any, maps: Maps, length: int) -> None:
+    if family_of(config) not in ("decoder", "encoder"):
+        raise UserError(
+            f"model.family={family_of(config)} gives all its attention maps at once; leave "
+            "--layers, --heads and --rows out"
+        )
+    for flag, asked, size in (
+        ("layers", maps.layers, config.num_layers), ("heads", maps.heads, config.num_heads),
+        ("rows", maps.rows, length),
+    ):  # fmt: skip
+        for place in asked:
+            if place >= size:
+                raise UserError(f"--{flag}: there is no {place}; valid: 0 to {size - 1}")
 
 
 def sample(run: Prepared, params: Any) -> list[tuple[str, str]]:

@@ -23,6 +23,8 @@ def attention_maps(
     tokens: Sequence[str],
     *,
     query_tokens: Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
     title: str = "",
 ) -> Figure:
     """Returns a figure of the attention weights, a row per layer, a column per head.
@@ -35,6 +37,8 @@ def attention_maps(
       weights_LNTS: attention weights: each row (last axis) sums to 1, or to 0 if all is masked.
       tokens: the S words of the keys.
       query_tokens: the T words of the queries, where they are another sequence than the keys.
+      layers: the numbers of the L layers, where they are not 0 to L - 1.
+      heads: the numbers of the N heads, likewise.
       title: above the figure.
 
     Raises:
@@ -70,9 +74,11 @@ def attention_maps(
             axes.set_xticks([])
             axes.set_yticks([])
             if layer == 0:
-                axes.set_title(f"head {head}", fontsize=9, color=INK)
+                axes.set_title(f"head {heads[head] if heads else head}", fontsize=9, color=INK)
             if head == 0:
-                axes.set_ylabel(f"layer {layer}", fontsize=9, color=INK)
+                axes.set_ylabel(
+                    f"layer {layers[layer] if layers else layer}", fontsize=9, color=INK
+                )
     if labelled:
         font = {"fontsize": 7, "family": "monospace", "color": INK}  # keeps blanks and brackets
         for axes in grid[-1]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,8 @@ import pytest
 
 from jaxformer.errors import UserError
 from jaxformer.models import decoder, encoder
+from jaxformer.modules.attention import Maps
+from tests.ops.jaxprs import equations
 
 V, D, L, N = 53, 16, 2, 4
 B, T = 3, 10
@@ -238,3 +242,35 @@ def test_short_convolution_decodes_packs_and_stays_causal():
     }
     out = model.apply(params, batch, cache=model.init_cache(B, 32))
     close(out.hidden_BTD[:, pad:], whole)
+
+
+@pytest.mark.parametrize("family", [decoder, encoder])
+def test_some_attention_maps_are_those_of_all(family):
+    """Chosen layers, heads and queries; with the chunked backend nothing larger is ever made."""
+    keys = {**GPT, "num_layers": 3, "attention_backend": "chunked"}
+    _, params = make(family, **keys)
+    apply = jax.jit(family.make(family.Config(**keys)).apply, static_argnames="return_attention")
+    batch = {"tokens": TOKENS, "segment_ids": jnp.ones_like(TOKENS).at[1, 7:].set(0)}
+    whole = apply(params, batch, return_attention=True).attention_LBNTS
+    maps = Maps(layers=(2, 0), heads=(3,), rows=(9, 0, 4))
+    some = apply(params, batch, return_attention=maps).attention_LBNTS
+    want = np.asarray(whole)[[2, 0]][:, :, [3]][:, :, :, [9, 0, 4]]
+    np.testing.assert_allclose(some, want, atol=1e-6)
+    every = apply(params, batch, return_attention=Maps(rows=(9,))).attention_LBNTS
+    np.testing.assert_allclose(every, np.asarray(whole)[..., [9], :], atol=1e-6)
+
+
+def test_a_few_maps_of_a_long_text_never_cost_all():
+    T = 2048
+    model = decoder.make(decoder.Config(**{**GPT, "max_length": T, "attention_backend": "chunked"}))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    batch = {"tokens": jax.ShapeDtypeStruct((1, T), jnp.int32)}
+
+    def largest(asked):
+        apply = functools.partial(model.apply, return_attention=asked)
+        jaxpr = jax.make_jaxpr(apply)(shapes, batch)
+        made = (v.aval for e in equations(jaxpr.jaxpr) for v in e.outvars)
+        return max(aval.size for aval in made if hasattr(aval, "size"))
+
+    assert largest(Maps(heads=(0,), rows=(5, 2000))) < T * T / 4
+    assert largest(True) >= N * T * T
