@@ -79,6 +79,10 @@ def run(*words: str) -> int:
         (["generate", "--workdir", "no/such/run"], "no such folder"),
         (["evaluate", "--workdir", "tests"], "tests"),
         (["visualize", "los"], "did you mean 'loss'"),
+        (
+            ["visualize", "attention", "--workdir", "x", "--text", "a", "--rows", "1,b"],
+            "--rows=1,b: give whole numbers",
+        ),
         (["visualize", "loss"], "needs a run"),
         (["visualize", "loss", "tests"], "no metrics.jsonl"),
     ],
