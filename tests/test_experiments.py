@@ -208,6 +208,14 @@ def test_attention_shootout(train):
 
 
 @pytest.mark.slow
+def test_extrapolation(train, capsys):
+    train("extrapolation", *SMALL, "--config.model.positions=alibi")
+    words = ["extrapolate", "runs/extrapolation", "--lengths=32,64", "--tokens=512", "--out=x.png"]
+    assert cli.main(words) == 0
+    assert Path("x.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.slow
 def test_transformer_xl(train, capsys):
     more = ["--config.model.segment_length=16", "--config.model.memory_length=16"]
     train("transformer_xl", *SMALL, *more, "--config.data.seq_len=64")
