@@ -24,7 +24,7 @@ from jaxformer.modules.relative_stack import (
     remember,
     run_stack,
 )
-from jaxformer.ops.relative import distance_waves
+from jaxformer.ops.attention.relative import distance_waves
 
 __all__ = ["SIZES", "Config", "empty_memory", "make"]
 

@@ -26,7 +26,7 @@ from jaxformer.modules.relative_stack import (
     remember,
     run_stack,
 )
-from jaxformer.ops.relative import distance_waves
+from jaxformer.ops.attention.relative import distance_waves
 from jaxformer.parallel.rules import gather_width
 
 POOLING = ("last", "first", "mean")

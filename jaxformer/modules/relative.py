@@ -18,7 +18,7 @@ from jaxformer import ops
 from jaxformer.errors import UserError, one_of
 from jaxformer.modules import stack
 from jaxformer.modules.attention import KeyValues
-from jaxformer.ops.relative import relative_attention
+from jaxformer.ops.attention.relative import relative_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +222,8 @@ class RelativeAttention(nn.Module):
 
         def attend(q_BTNH, offset, mask, key, return_weights):
             return relative_attention(
-                q_BTNH, k, v, reach.waves_RD, w_r, first=reach.first, offset=offset, mask=mask,
+                q_BTNH, k, v, waves_RD=reach.waves_RD, w_distance_DNH=w_r, first=reach.first,
+                offset=offset, mask=mask,
                 content_bias_NH=biases["r_w_bias"], distance_bias_NH=biases["r_r_bias"],
                 dropout_rate=c.attention_dropout if key is not None else 0.0, key=key,
                 backend=c.attention_backend, return_weights=return_weights, **of_segments,

@@ -17,6 +17,7 @@ from jaxformer.ops.attention.maps import attention_weights
 from jaxformer.ops.attention.memory import memory_attention
 from jaxformer.ops.attention.nystromformer import nystromformer
 from jaxformer.ops.attention.performer import orthogonal_features, performer
+from jaxformer.ops.attention.relative import relative_attention
 from jaxformer.ops.attention.sliding_window import sliding_window
 from jaxformer.ops.convolution import short_conv
 from jaxformer.ops.dropout import dropout
@@ -28,7 +29,6 @@ from jaxformer.ops.losses import cross_entropy, linear_cross_entropy
 from jaxformer.ops.norms import layer_norm, rms_norm
 from jaxformer.ops.positions import alibi, learned, sinusoidal, t5_bucket, t5_relative_bias
 from jaxformer.ops.recurrent import gru, lstm
-from jaxformer.ops.relative import relative_attention
 from jaxformer.ops.rope import rope, rope_frequencies
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxformer.ops.relative import distance_waves, relative_attention
+from jaxformer.ops.attention.relative import distance_waves, relative_attention
 from tests.conformance import references
 from tests.conformance.variant import Variant
 
@@ -16,7 +16,15 @@ def relative(q, k, v, *, mask, offset, w_distance_DNH, **biases):
     first = T - 1 + S - 1  # of a query anywhere among the keys
     waves_RD = distance_waves(first, 1 - S, D)
     return relative_attention(
-        q, k, v, waves_RD, w_distance_DNH, first=first, offset=offset, mask=mask, **biases
+        q,
+        k,
+        v,
+        waves_RD=waves_RD,
+        w_distance_DNH=w_distance_DNH,
+        first=first,
+        offset=offset,
+        mask=mask,
+        **biases,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxformer import ops
-from jaxformer.ops import relative
+from jaxformer.ops.attention import relative
 
 B, N, H, D = 2, 3, 4, 10
 CASES = [  # queries, memory, keys after the query, clamp, segments
@@ -29,7 +29,7 @@ def inputs(T: int, M: int, segments: bool) -> dict:
     rng = np.random.default_rng(T + M)
     S = T + M
     shapes = dict(
-        q_BTNH=(B, T, N, H), k_BSNH=(B, S, N, H), v_BSNH=(B, S, N, H), w_distance_DNH=(D, N, H),
+        q_BTNH=(B, T, N, H), k_BSKH=(B, S, N, H), v_BSKH=(B, S, N, H), w_distance_DNH=(D, N, H),
         content_bias_NH=(N, H), distance_bias_NH=(N, H),
     )  # fmt: skip
     if segments:
@@ -49,7 +49,7 @@ def wave(distance: float) -> np.ndarray:
 def expected(M: int, both_sides: bool, clamp: int, **a) -> np.ndarray:
     """Dai et al. 2019, section 3.3, and Yang et al. 2019, section 2.5, in float64."""
     a = {name: np.asarray(x, np.float64) for name, x in a.items()}
-    (_, T), S = a["q_BTNH"].shape[:2], a["k_BSNH"].shape[1]
+    (_, T), S = a["q_BTNH"].shape[:2], a["k_BSKH"].shape[1]
     waves = {d: wave(np.clip(d, -clamp, clamp) if clamp else d) for d in range(-T, S + 1)}
     keys = {d: np.einsum("d,dnh->nh", w, a["w_distance_DNH"]) for d, w in waves.items()}
     out = np.zeros_like(a["q_BTNH"])
@@ -58,7 +58,7 @@ def expected(M: int, both_sides: bool, clamp: int, **a) -> np.ndarray:
         q = a["q_BTNH"][b, t]
         logits_sN = []
         for s in seen:
-            score = (q + a["content_bias_NH"]) * a["k_BSNH"][b, s]
+            score = (q + a["content_bias_NH"]) * a["k_BSKH"][b, s]
             score = score + (q + a["distance_bias_NH"]) * keys[M + t - s]
             if "segment_2NH" in a:
                 other = int(a["q_types_BT"][b, t] != a["k_types_BS"][b, s])
@@ -66,7 +66,7 @@ def expected(M: int, both_sides: bool, clamp: int, **a) -> np.ndarray:
             logits_sN.append(score.sum(axis=-1) / np.sqrt(H))
         p_sN = np.exp(np.array(logits_sN) - np.max(logits_sN, axis=0))
         p_sN /= p_sN.sum(axis=0)
-        out[b, t] = np.einsum("sn,snh->nh", p_sN, a["v_BSNH"][b, : len(seen)])
+        out[b, t] = np.einsum("sn,snh->nh", p_sN, a["v_BSKH"][b, : len(seen)])
     return out
 
 
@@ -128,8 +128,8 @@ def test_a_moving_offset_equals_a_fixed_one(T):
 
     for index in (0, 5, 16 - T):
         stop = index + T
-        shorter = {**arrays, "k_BSNH": arrays["k_BSNH"][:, :stop],
-                   "v_BSNH": arrays["v_BSNH"][:, :stop]}  # fmt: skip
+        shorter = {**arrays, "k_BSKH": arrays["k_BSKH"][:, :stop],
+                   "v_BSKH": arrays["v_BSKH"][:, :stop]}  # fmt: skip
         want = run(shorter, T, index, False, 0)
         np.testing.assert_allclose(decode(index), want, atol=1e-5)
 
@@ -177,3 +177,28 @@ def test_gradients_in_bfloat16(T, M):
         right = np.asarray(total(arrays)[name])
         away = np.linalg.norm(np.asarray(grad, np.float32) - right)
         assert away <= 0.05 * np.linalg.norm(right), name
+
+
+@pytest.mark.parametrize("backend", ["dense", "chunked"])
+def test_a_bias_and_a_scale_as_everywhere(backend):
+    """Besides the distances', in values and gradients."""
+    T, M = 5, 3
+    arrays, S = inputs(T, M, False), 8
+    N, H = arrays["q_BTNH"].shape[2:]
+    bias = jax.random.normal(jax.random.key(8), (1, N, T, S))
+    asked = {"backend": backend, "query_chunk": 2, "key_chunk": 3}
+
+    def loss(arrays, bias, scale):
+        return (run(arrays, T, M, False, 0, bias=bias, scale=scale, **asked) ** 2).sum()
+
+    # Twice the scale is twice the queries and their biases.
+    twice = {**arrays, **{n: 2 * x for n, x in arrays.items() if n == "q_BTNH" or "_bias_" in n}}
+    none = run(twice, T, M, False, 0)
+    got = run(arrays, T, M, False, 0, scale=2 / H**0.5, bias=jnp.zeros_like(bias), **asked)
+    np.testing.assert_allclose(got, none, atol=1e-5)
+    slope = jax.grad(loss, argnums=1)(arrays, bias, None)
+    want = jax.grad(loss, argnums=1)(arrays, bias, 1 / H**0.5)
+    np.testing.assert_allclose(slope, want, atol=1e-5)
+    step = 1e-2 * jax.random.normal(jax.random.key(9), bias.shape)
+    change = loss(arrays, bias + step, None) - loss(arrays, bias - step, None)
+    np.testing.assert_allclose(change, 2 * (slope * step).sum(), rtol=2e-2, atol=1e-3)

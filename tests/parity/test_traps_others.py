@@ -12,7 +12,7 @@ import pytest
 
 from jaxformer import ops
 from jaxformer.models import transformer_xl
-from jaxformer.ops import relative
+from jaxformer.ops.attention import relative
 from tests.models import test_transformer_xl as written_out
 from tests.parity.case import LOGITS, array
 from tests.parity.case import relative as difference

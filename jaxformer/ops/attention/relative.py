@@ -19,7 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.ops import masks
-from jaxformer.ops.attention import attention
+from jaxformer.ops.attention import scores
+from jaxformer.ops.attention.api import attention
 from jaxformer.ops.attention.chunked import KEY_CHUNK, QUERY_CHUNK
 from jaxformer.ops.linear import einsum
 from jaxformer.ops.masks import Index, pytree
@@ -125,15 +126,27 @@ class RelativeBias:
         return logits_BNts + jnp.where(is_same_B1ts, same_BNt12[..., 0], same_BNt12[..., 1])
 
 
+@pytree
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sum:
+    """Two biases, added."""
+
+    left: Any
+    right: Any
+
+    def block(self, q_index_t: Index, k_index_s: Index) -> jax.Array:
+        return self.left.block(q_index_t, k_index_s) + self.right.block(q_index_t, k_index_s)
+
+
 def relative_attention(
     q_BTNH: jax.Array,
-    k_BSNH: jax.Array,
-    v_BSNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    *,
     waves_RD: jax.Array,
     w_distance_DNH: jax.Array,
-    *,
     first: int,
-    offset: int | jax.Array,
+    offset: int | jax.Array = 0,
     content_bias_NH: jax.Array,
     distance_bias_NH: jax.Array,
     segment_bias_NH: jax.Array | None = None,
@@ -141,16 +154,19 @@ def relative_attention(
     q_types_BT: jax.Array | None = None,
     k_types_BS: jax.Array | None = None,
     mask: masks.Mask | None = None,
+    bias: Any = None,
+    scale: float | None = None,
     **asked: Any,
 ) -> Any:
     """softmax of content, distance and segment scores (Dai et al., 2019, section 3.3) times values.
 
-    logits = ((q + u) k + (q + v) W r + (q + w) s) / sqrt(H), with u, v, w the three biases.
+    logits = scale ((q + u) k + (q + v) W r + (q + w) s), with u, v, w the three biases of queries.
+    XLNet's two streams are two calls, on the same keys.
 
     Args:
       q_BTNH: queries.
-      k_BSNH: keys.
-      v_BSNH: values.
+      k_BSKH: keys; K divides N.
+      v_BSKH: values.
       waves_RD: what stands for each distance, from `distance_waves`.
       w_distance_DNH: the weights that make a key of it.
       first: the distance of the first row of `waves_RD`.
@@ -162,7 +178,9 @@ def relative_attention(
       q_types_BT: the queries' segments.
       k_types_BS: the keys' segments.
       mask: a spec of `masks`. Distances that `waves_RD` lacks must be masked.
-      **asked: dropout_rate, key, backend, return_weights as in `attention`.
+      bias: as in `attention`, added to the logits besides.
+      scale: multiplies all three terms; 1/sqrt(H) if None.
+      **asked: dropout_rate, key, backend, query_chunk, key_chunk, return_weights as in `attention`.
 
     Returns:
       As `attention`: out_BTNH, or (out_BTNH, weights_BNTS).
@@ -170,8 +188,8 @@ def relative_attention(
     Raises:
       ValueError: shapes that do not fit, as in `attention`.
     """
-    (B, T, N, H), S, (R, D) = q_BTNH.shape, k_BSNH.shape[1], waves_RD.shape
-    scale, dtype = 1.0 / math.sqrt(H), q_BTNH.dtype
+    (B, T, N, H), S, (R, D) = q_BTNH.shape, k_BSKH.shape[1], waves_RD.shape
+    scale, dtype = 1.0 / math.sqrt(H) if scale is None else scale, q_BTNH.dtype
     far_BTNH = (q_BTNH + distance_bias_NH.astype(dtype)) * jnp.asarray(scale, dtype)
     # Either all distances meet the weights, or all queries: in decoding they are far fewer.
     if B * T * D * (H + R) < R * H * (D + B * T):
@@ -182,22 +200,26 @@ def relative_attention(
         w_distance_DX = w_distance_DNH.reshape(D, N * H)
         r = einsum("RD,DX->RX", waves_RD.astype(dtype), w_distance_DX).reshape(R, N, H)
     # Blocks of keys and queries are whole in the chunked backend.
-    T_whole = T if T <= QUERY_CHUNK else -(-T // QUERY_CHUNK) * QUERY_CHUNK
-    S_whole = S if S <= KEY_CHUNK else -(-S // KEY_CHUNK) * KEY_CHUNK
-    bias = RelativeBias(masks.lengthen(far_BTNH, 1, T_whole), r, first, offset)
+    t, s = asked.get("query_chunk") or QUERY_CHUNK, asked.get("key_chunk") or KEY_CHUNK
+    T_whole = T if t >= T else -(-T // t) * t
+    S_whole = S if s >= S else -(-S // s) * s
+    relative = RelativeBias(masks.lengthen(far_BTNH, 1, T_whole), r, first, offset)
     if q_types_BT is not None and k_types_BS is not None:
         assert segment_bias_NH is not None and segment_2NH is not None
         q_segment = (q_BTNH + segment_bias_NH.astype(dtype)) * jnp.asarray(scale, dtype)
         same_BTN2 = einsum("BTNH,ENH->BTNE", q_segment, segment_2NH, out_dtype=jnp.float32)
-        bias = dataclasses.replace(
-            bias,
+        relative = dataclasses.replace(
+            relative,
             same_BTN2=masks.lengthen(same_BTN2, 1, T_whole),
             # Numbers, for a bias spec's arrays all receive gradients.
             q_types_BT=masks.lengthen(q_types_BT.astype(jnp.float32), 1, T_whole),
             k_types_BS=masks.lengthen(k_types_BS.astype(jnp.float32), 1, S_whole),
         )
     q_BTNH = q_BTNH + content_bias_NH.astype(dtype)
-    return attention(q_BTNH, k_BSNH, v_BSNH, mask=mask, bias=bias, scale=scale, **asked)
+    added = relative
+    if bias is not None:
+        added = Sum(relative, scores.padded_bias(scores.as_bias(bias), T_whole, S_whole))
+    return attention(q_BTNH, k_BSKH, v_BSKH, mask=mask, bias=added, scale=scale, **asked)
 
 
 def _dot(q_BtNH: jax.Array, r: jax.Array) -> jax.Array:
