@@ -180,6 +180,7 @@ def test_what_does_not_fit(words, expected, capsys):
     refused(f"{COMMANDS[command]} {more}", expected, capsys)
 
 
+@pytest.mark.slow
 def test_a_special_token_without_a_row_is_harmless(capsys):
     """Gemma 3's tokenizer has one for images, which the text model lacks: no text becomes it."""
     make_decoder(Path("model"))

@@ -88,6 +88,7 @@ def test_performer_comes_nearer_to_softmax_with_more_features():
     assert many < 0.05
 
 
+@pytest.mark.slow
 def test_nystromformer_comes_nearer_to_softmax_with_more_landmarks_and_equals_it_with_all():
     case, (q, k, v) = small_inputs()
     # Smooth along the line, as a landmark is a mean of neighbours.

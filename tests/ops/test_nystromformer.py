@@ -105,6 +105,7 @@ def test_with_a_landmark_for_each_token_it_is_softmax_attention():
         np.testing.assert_allclose(got, want, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_the_error_to_softmax_falls_with_landmarks():
     """On a line as smooth as texts' features are: there the middle matrix is of low rank."""
     smooth = np.cumsum(np.asarray(rand(7, 3, 1, 64, 1, H)), axis=2) / 8
@@ -127,7 +128,7 @@ def test_the_iteration_finds_the_inverse(start):
     )
 
 
-@pytest.mark.parametrize("length", [5, 300])  # beyond a block of the band
+@pytest.mark.parametrize("length", [5, pytest.param(300, marks=pytest.mark.slow)])  # 300: blocks
 def test_the_convolution_is_a_sum_of_shifted_values(length):
     q, k, v = (rand(i, B, length, heads, H) for i, heads in ((0, N), (1, K), (2, K)))
     kernel = rand(9, N, 7)
