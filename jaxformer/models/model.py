@@ -173,23 +173,25 @@ def count_parameters(params: Params) -> int:
 
 def empty_cache(config: Any, num_layers: int, batch_size: int, max_length: int) -> dict[str, Any]:
     """Returns the cache of a stack of blocks that has seen nothing yet; see stack.apply."""
-    matrices, H = batch_size * config.kv_heads, config.per_head
     dtype = jnp.dtype(config.compute_dtype)
     recent: tuple[jax.Array, ...] = ()
     if config.short_conv:
         past = (batch_size, config.short_conv - 1, config.width)
         recent = (jnp.zeros(past, dtype),) * (1 if config.parallel_residual else 2)
     variant, state = variants.parse(config.attention), ()
+    heads, k_width, v_width = config.kv_heads, config.per_head, config.per_head
     has_keys = variant is None or not variant.kind.HAS_STATE
     if variant is not None:
         state = variant.make().init_state(config, batch_size, max_length)
+        heads, k_width, v_width = variant.make().cached(config)
+    matrices = batch_size * heads
 
     def empty(*shape: int) -> tuple[Any, ...]:
         return tuple(jnp.zeros(shape, dtype) if has_keys else () for _ in range(num_layers))
 
     return {
-        "k": empty(matrices, max_length, H),
-        "v": empty(matrices, H, max_length),
+        "k": empty(matrices, max_length, k_width),
+        "v": empty(matrices, v_width, max_length),
         "state": tuple(jax.tree.map(jnp.array, state) for _ in range(num_layers)),
         "history": tuple(recent for _ in range(num_layers)),
         "valid": jnp.zeros((batch_size, max_length), bool),

@@ -21,7 +21,7 @@ class KeyValues(NamedTuple):
     """One layer's cache: keys and values of all positions so far, and where the next ones go.
 
     They lie as the two matmuls of a decode step read them, C = B * K matrices each: otherwise XLA
-    copies and transposes the whole cache at every step.
+    copies and transposes the whole cache at every step. Keys and values may differ in width.
     """
 
     k_CSH: jax.Array
@@ -34,7 +34,8 @@ class KeyValues(NamedTuple):
         """Returns the cache with T more positions written at `index`."""
         B, T, K, H = k_BTKH.shape
         k_CTH = k_BTKH.transpose(0, 2, 1, 3).reshape(B * K, T, H).astype(self.k_CSH.dtype)
-        v_CHT = v_BTKH.transpose(0, 2, 3, 1).reshape(B * K, H, T).astype(self.v_CHS.dtype)
+        v_CHT = v_BTKH.transpose(0, 2, 3, 1).reshape(B * K, v_BTKH.shape[3], T)
+        v_CHT = v_CHT.astype(self.v_CHS.dtype)
         write = jax.lax.dynamic_update_slice
         return self._replace(
             k_CSH=write(self.k_CSH, k_CTH, (0, self.index, 0)),
@@ -46,7 +47,7 @@ class KeyValues(NamedTuple):
         """Returns (k_BSKH, v_BSKH)."""
         S, H = self.k_CSH.shape[1:]
         k_BSKH = self.k_CSH.reshape(batch_size, -1, S, H).transpose(0, 2, 1, 3)
-        v_BSKH = self.v_CHS.reshape(batch_size, -1, H, S).transpose(0, 3, 1, 2)
+        v_BSKH = self.v_CHS.reshape(batch_size, -1, self.v_CHS.shape[1], S).transpose(0, 3, 1, 2)
         return k_BSKH, v_BSKH
 
 
@@ -147,7 +148,23 @@ class Attention(nn.Module):
             x = ops.rms_norm(x, scale, eps=c.norm_epsilon, offset=float(plus_one))
             return x.reshape(x_BTNH.shape)
 
-        if memory is not None:  # the source's keys and values, projected once
+        def turn(x: jax.Array) -> jax.Array:
+            if rotary is None:
+                return x
+            return ops.rope(
+                x, rotary.positions_BT, rotary.frequencies,
+                interleaved=c.positions == "rope_interleaved",
+                attention_factor=rotary.attention_factor,
+            )  # fmt: skip
+
+        variant = None if self.cross else variants.parse(c.attention)
+        if self.variant is not None:
+            variant = variants.Choice(self.variant, {})
+        attend = None if variant is None else variant.make("variant")
+        own = None if attend is None else attend.projections(c, "projections")
+        if own is not None:
+            q_BTNH, k_BSKH, v_BSKH = own(x_BTD, turn)
+        elif memory is not None:  # the source's keys and values, projected once
             q_BTNH = project("q", x_BTD, N)
             k_BSKH, v_BSKH = memory.read(x_BTD.shape[0])
         elif self.has_variable("params", "qkv"):  # from join_projections
@@ -163,19 +180,8 @@ class Attention(nn.Module):
         if c.qk_scale:
             factor_N = self.param("qk_scale", nn.initializers.constant(c.qk_scale), (N,))
             q_BTNH = q_BTNH * factor_N[:, None].astype(q_BTNH.dtype)
-        if rotary is not None:
-
-            def turn(x: jax.Array) -> jax.Array:
-                return ops.rope(
-                    x, rotary.positions_BT, rotary.frequencies,
-                    interleaved=c.positions == "rope_interleaved",
-                    attention_factor=rotary.attention_factor,
-                )  # fmt: skip
-
+        if own is None:
             q_BTNH, k_BSKH = turn(q_BTNH), turn(k_BSKH)
-        variant = None if self.cross else variants.parse(c.attention)
-        if self.variant is not None:
-            variant = variants.Choice(self.variant, {})
         state: Any = ()
         if cache is not None and variant is not None and variant.kind.HAS_STATE:
             state = cache.state
@@ -195,7 +201,7 @@ class Attention(nn.Module):
             c.attention_dropout if key is not None else 0.0, key, c.attention_backend, offset,
             layer, global_BT, c, state, whole,
         )  # fmt: skip
-        if variant is None:
+        if attend is None:
             usual = given.options("soft_cap", "dropout_rate", "key", "backend")
             result = ops.attention(q_BTNH, k_BSKH, v_BSKH, **usual)
             out_BTNH, weights_BNTS = result if whole else (result, None)
@@ -205,7 +211,6 @@ class Attention(nn.Module):
                     bias=bias, scale=given.scale, soft_cap=given.soft_cap,
                 )  # fmt: skip
         else:
-            attend = variant.make("variant")
             out_BTNH, weights_BNTS, state = attend(q_BTNH, k_BSKH, v_BSKH, given)
             cache = None if cache is None else cache._replace(state=state)
         w_NHD = self.param("out", initial.output(c, N * H), (N, H, D))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import ops
-from jaxformer.modules import initial
+from jaxformer.modules import initial, variants
 from jaxformer.modules.attention import Rotary
 from jaxformer.modules.config import TransformerConfig
 from jaxformer.modules.norm import Norm
@@ -88,12 +88,13 @@ def rotary(config: TransformerConfig, positions_BT: jax.Array, kind: str = "glob
     """
     if not config.positions.startswith("rope"):
         return None
+    width = variants.rotary_width(config)
     if kind == "local" and config.rope_local_base:
-        frequencies, factor = ops.rope_frequencies(config.per_head, config.rope_local_base)
+        frequencies, factor = ops.rope_frequencies(width, config.rope_local_base)
         return Rotary(positions_BT, frequencies, factor)
     low, high = config.rope_frequency_factors
     frequencies, factor = ops.rope_frequencies(
-        config.per_head,
+        width,
         config.rope_base,
         scaling=config.rope_scaling,
         factor=config.rope_scaling_factor,

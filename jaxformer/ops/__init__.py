@@ -10,6 +10,7 @@ from jaxformer.ops.attention.bigbird import bigbird
 from jaxformer.ops.attention.block_local import block_local
 from jaxformer.ops.attention.chunked_cross import chunked_cross_attention
 from jaxformer.ops.attention.differential import differential_attention
+from jaxformer.ops.attention.latent import latent_attention
 from jaxformer.ops.attention.linear_attention import linear_attention
 from jaxformer.ops.attention.linformer import linformer
 from jaxformer.ops.attention.longformer import longformer
@@ -48,6 +49,7 @@ __all__ = [
     "feed_forward",
     "gated_feed_forward",
     "gru",
+    "latent_attention",
     "layer_norm",
     "learned",
     "linear",

@@ -29,6 +29,10 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"(.*/)?attention/variant/decay_in", ("fsdp", None)),
     (r"(.*/)?attention/variant/decay_out", (None, "tensor", None)),
     (r"(.*/)?attention/variant/decay_bias", ("tensor", None)),
+    # Latent attention: down to the latents, and up to each head.
+    (r"(.*/)?attention/projections/(q|kv)_down", ("fsdp", None)),
+    (r"(.*/)?attention/projections/q", ("fsdp", "tensor", None)),
+    (r"(.*/)?attention/(projections/q|variant/(keys|values))_up", (None, "tensor", None)),
     # Relative attention: of distances, of the biases of queries, of segments.
     (r"(.*/)?attention/r", ("fsdp", "tensor", None)),
     (r"(.*/)?(attention|relative)/r_[wrs]_bias", ("tensor", None)),
@@ -62,7 +66,8 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embed/mask|head/cluster_bias|decoder/attention/score", ()),
     (
         r"(.*/)?(scale|out_bias|kernel_bias|projection_bias|q_norm|k_norm|qk_scale|relative_bias"
-        r"|attention_conv|feed_forward_conv|variant/(keys|values|kernel|sink|lambda_[qk][12]))",
+        r"|attention_conv|feed_forward_conv|projections/(kv_norm|(q|kv)_down_bias)"
+        r"|variant/(keys|values|kernel|sink|lambda_[qk][12]))",
         (),
     ),
     (rf"(.*norm|(.*/)?(pooler|{LINEAR_HEADS}))/bias", ()),

@@ -27,6 +27,7 @@ INPUT_AXES: tuple[tuple[str, int, int], ...] = (  # pattern, axes, of them input
     (r".*attention/(q|k|v|r)", 3, 1),  # [D, N, H]
     (r".*attention/out", 3, 2),  # [N, H, D]
     (r".*attention/variant/((q|k|v)_global|gate|decay_out)", 3, 1),  # [D, N, H], [R, N, H]
+    (r".*attention/(projections/(q|q_up)|variant/(keys|values)_up)", 3, 1),  # [D|Q|R, N, H]
 )
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, ends near [0.7, 1.2]
 

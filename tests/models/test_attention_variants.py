@@ -30,6 +30,7 @@ ASKED = {
     "block_local": "block_local(block=3, look_back=1)",
     "differential": "differential",
     "gated_linear": "gated_linear(rank=4, temperature=2.0)",
+    "latent": "latent(kv_rank=6, q_rank=5, rope_width=2)",
     "linear": "linear",
     "linformer": "linformer(projected=5)",
     "longformer": "longformer(window=4, global_tokens='first')",
@@ -38,6 +39,8 @@ ASKED = {
     "retention": "retention",
     "sliding_window": "sliding_window(left=3, sinks=1, learned_sink=True)",
 }
+# What a kind cannot have of SMALL.
+INSTEAD = {"latent": {"num_kv_heads": 0}}
 CAUSAL = [name for name in ASKED if variants.VARIANTS[name].CAUSAL]
 BOTH_SIDES = [name for name in ASKED if variants.VARIANTS[name].BIDIRECTIONAL]
 # Padding makes another line of a text for these, by their definition.
@@ -45,8 +48,12 @@ NO_PADDING = ("nystromformer", "bigbird")  # the parts of the line, and its ends
 NO_LEFT_PADDING = ("linformer", "block_local", "sliding_window")  # a token's place counts
 
 
+def asked(name):
+    return {**SMALL, **INSTEAD.get(name, {}), "attention": ASKED[name]}
+
+
 def make(family, name, **keys):
-    model = family.make(family.Config(**{**SMALL, "attention": ASKED[name], **keys}))
+    model = family.make(family.Config(**{**asked(name), **keys}))
     params = jax.jit(model.init)(jax.random.key(0))
     noise = iter(jax.random.split(jax.random.key(1), 200))
     params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(noise), x.shape), params)
@@ -120,7 +127,7 @@ def test_packed_and_padded_texts_are_what_they_are_alone(family, name):
 @pytest.mark.parametrize("name", ASKED)
 def test_every_parameter_has_its_rule_of_sharding_and_of_muon(name):
     for family in (decoder, encoder):
-        keys = {**SMALL, "attention": ASKED[name]}
+        keys = asked(name)
         if not (CAUSAL if family is decoder else BOTH_SIDES).count(name):
             continue
         model = family.make(family.Config(**keys))
@@ -134,10 +141,10 @@ def test_every_parameter_has_its_rule_of_sharding_and_of_muon(name):
 def test_what_a_kind_cannot_do_is_told_before_training(name):
     kind, told = variants.VARIANTS[name], []
     for family, can in ((decoder, kind.CAUSAL), (encoder, kind.BIDIRECTIONAL)):
-        asked = {**SMALL, "attention": ASKED[name]}
+        config = asked(name)
         if not can:
             with pytest.raises(UserError, match="use it in model.family"):
-                family.make(family.Config(**asked))
+                family.make(family.Config(**config))
             continue
         for honoured, keys in (
             ("bias", {"positions": "alibi"}),
@@ -145,11 +152,11 @@ def test_what_a_kind_cannot_do_is_told_before_training(name):
             ("dropout", {"attention_dropout": 0.1}),
         ):
             if honoured in kind.HONOURS:
-                family.make(family.Config(**{**asked, **keys}))
+                family.make(family.Config(**{**config, **keys}))
                 continue
             with pytest.raises(UserError, match="cannot honour model") as error:
-                family.make(family.Config(**{**asked, **keys}))
+                family.make(family.Config(**{**config, **keys}))
             told.append(str(error.value))
         with pytest.raises(UserError, match=r"model\.window belongs to softmax"):
-            family.make(family.Config(**asked, window=3))
+            family.make(family.Config(**config, window=3))
     assert all("\n" not in line for line in told)

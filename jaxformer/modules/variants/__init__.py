@@ -13,7 +13,7 @@ import functools
 from typing import Any
 
 from jaxformer.errors import UserError, suggest
-from jaxformer.modules.variants import decay, differential, linear, sparse
+from jaxformer.modules.variants import decay, differential, latent, linear, sparse
 from jaxformer.modules.variants.base import _OF_FLAX, Attended, Choice, Given, Variant
 from jaxformer.modules.variants.own import Own, load_function
 
@@ -26,6 +26,7 @@ __all__ = [
     "bound_to_places",
     "check",
     "parse",
+    "rotary_width",
 ]
 
 VARIANTS: dict[str, type[Variant]] = {
@@ -33,6 +34,7 @@ VARIANTS: dict[str, type[Variant]] = {
     "block_local": sparse.BlockLocal,
     "differential": differential.Differential,
     "gated_linear": decay.GatedLinear,
+    "latent": latent.Latent,
     "linear": decay.LinearAttention,
     "linformer": linear.Linformer,
     "longformer": sparse.Longformer,
@@ -99,6 +101,12 @@ def bound_to_places(config: Any) -> bool:
     """Whether a model's tokens see what depends on their place in the row; see Variant."""
     choice = parse(config.attention) if isinstance(getattr(config, "window", None), int) else None
     return choice is not None and choice.make().bound_to_places()
+
+
+def rotary_width(config: Any) -> int:
+    """Returns how many channels of a head RoPE turns in a model."""
+    choice = parse(config.attention)
+    return config.per_head if choice is None else choice.make().rotary_width(config)
 
 
 def _is_like(value: Any, default: Any) -> bool:

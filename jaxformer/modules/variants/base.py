@@ -79,6 +79,20 @@ class Variant(nn.Module):
         padding or another text, then makes it another."""
         return False
 
+    def rotary_width(self, config: Any) -> int:
+        """Returns how many channels of a head RoPE turns."""
+        return config.per_head
+
+    def cached(self, config: Any) -> tuple[int, int, int]:
+        """Returns how many matrices a row's cache of keys holds, and keys' and values' widths."""
+        return config.kv_heads, config.per_head, config.per_head
+
+    @nn.nowrap
+    def projections(self, config: Any, name: str) -> nn.Module | None:
+        """Returns what makes queries, keys and values of (x_BTD, turn), where it is not the usual
+        three matrices; `turn` is RoPE."""
+        return None
+
     def init_state(self, config: Any, batch_size: int, max_length: int) -> Any:
         """Returns what the layer knows before the first token; leaves have rows in front."""
         return ()
