@@ -27,7 +27,7 @@ from jaxformer.modules import stack
 from jaxformer.modules.block import Block
 from jaxformer.modules.config import TransformerConfig
 from jaxformer.modules.embed import Embed, RelativePositions, rotary
-from jaxformer.modules.memorizing import ReadingOn, Remembering, Searching
+from jaxformer.modules.memorizing import ReadingOn, Remembering, Searching, Turn
 from jaxformer.modules.norm import Norm
 from jaxformer.ops.attention import memory_ring
 from jaxformer.ops.attention.memory import span
@@ -44,8 +44,9 @@ class Config(TransformerConfig):
     document from its first token. memory_layer: the layer, from 1, that also searches the segments
     before (0: three quarters up); memory_size: tokens of its document that it searches, the last
     ones, in whole segments (0: no memory); memory_top_k: how many of them a token attends to;
-    memory_approximate: whether some may be missed (see ops.attention.memory.search). Queries and
-    keys of that layer are not turned by RoPE. num_classes > 0 adds a classifier on the last token.
+    memory_approximate: whether some may be missed (see ops.attention.memory.search). What is
+    searched has no position (section 3.1): in that layer RoPE turns queries and keys for the
+    segment alone. num_classes > 0 adds a classifier on the last token.
     """
 
     max_length: int = 65536
@@ -118,16 +119,24 @@ def make(config: Config) -> Model:
 
     def run(
         block: Block, params: Params, batch: Batch, positions_BT, near: Mask, far: Mask, *,
-        key=None, start: int | jax.Array = 0, **asked,
+        places=None, key=None, start: int | jax.Array = 0, **asked,
     ) -> stack.Stacked:  # fmt: skip
-        """Runs the stack: all layers see what is near, one searches what is far."""
+        """Runs the stack: all layers see what is near, one searches what is far.
+
+        `places` are those of queries and keys, where they are not one line.
+        """
         keys = (None, None) if key is None else jax.random.split(key)
         gate_N = params["memory"]["gate"]
-        both = Remembering(near, far, gate_N, c.memory_top_k, c.memory_approximate)
-        of_kind = {
-            "near": {"mask": near, "rotary": rotary(c, positions_BT)},
-            "memory": {"mask": both},
-        }
+        turned = rotary(c, positions_BT)
+        turn = None
+        if turned is not None:
+            q_BT, k_BS = places or (positions_BT, positions_BT)
+            turn = Turn(
+                q_BT, k_BS, turned.frequencies, turned.attention_factor,
+                c.positions == "rope_interleaved",
+            )  # fmt: skip
+        both = Remembering(near, far, gate_N, c.memory_top_k, c.memory_approximate, turn)
+        of_kind = {"near": {"mask": near, "rotary": turned}, "memory": {"mask": both}}
         bias = relative.apply({"params": params.get("relative", {})}, start)
         x_BTD = embed.apply({"params": params["embed"]}, batch["tokens"], positions_BT, key=keys[0])
         out = stack.apply(
@@ -153,13 +162,16 @@ def make(config: Config) -> Model:
         """Writes on: the cache has keys and values of all that a row holds, one document."""
         index, T, s = cache["index"], ids_BT.shape[1], c.segment_length
         valid_BS = jax.lax.dynamic_update_slice(cache["valid"], ids_BT != 0, (0, index))
-        number_BS = jnp.where(valid_BS, (jnp.cumsum(valid_BS, axis=1) - 1) // s + 1, 0)
-        number_BT = jax.lax.dynamic_slice_in_dim(number_BS, index, T, axis=1)
+        place_BS = jnp.maximum(jnp.cumsum(valid_BS, axis=1) - 1, 0)
+        number_BS = jnp.where(valid_BS, place_BS // s + 1, 0)
+        number_BT, place_BT = (
+            jax.lax.dynamic_slice_in_dim(x, index, T, axis=1) for x in (number_BS, place_BS)
+        )
         near = ops.masks.causal(offset=index) & ops.masks.segments(number_BT, number_BS)
         far = span(jnp.maximum(number_BT - c.memory_size // s, 1), number_BT, number_BS)
         out = run(
             Block(c, variant=Searching), params, batch, positions_of(batch, cache), near, far,
-            start=index, cache=cache, index=index, **asked,
+            places=(place_BT, place_BS), start=index, cache=cache, index=index, **asked,
         )  # fmt: skip
         return out, {**out.cache, "valid": valid_BS, "index": index + T}
 

@@ -19,10 +19,29 @@ from jaxformer.ops.masks import Index, Mask
 
 @masks.pytree
 @dataclasses.dataclass(frozen=True, eq=False)
+class Turn:
+    """RoPE of near queries and keys, at positions [B, T] and [B, S]."""
+
+    q_BT: jax.Array
+    k_BS: jax.Array
+    frequencies: jax.Array
+    attention_factor: float
+    interleaved: bool
+
+    def __call__(self, x_BTNH: jax.Array, positions_BT: jax.Array) -> jax.Array:
+        return ops.rope(
+            x_BTNH, positions_BT, self.frequencies, interleaved=self.interleaved,
+            attention_factor=self.attention_factor,
+        )  # fmt: skip
+
+
+@masks.pytree
+@dataclasses.dataclass(frozen=True, eq=False)
 class Remembering(Mask):
     """What tokens of the layer with a memory see: `near` as in all layers, `far` by search.
 
-    near and far are masks: of the keys, and of what is searched. gate_N is of each head.
+    near and far are masks: of the keys, and of what is searched, which has no position. gate_N is
+    of each head.
     """
 
     near: Any
@@ -30,6 +49,7 @@ class Remembering(Mask):
     gate_N: jax.Array
     top_k: int
     approximate: bool
+    turn: Any = None
 
     def block(self, q_index_t: Index, k_index_s: Index) -> jax.Array:
         return self.near.block(q_index_t, k_index_s)
@@ -41,7 +61,7 @@ class Searching(Variant):
     def __call__(self, q_BTNH, k_BSKH, v_BSKH, given: Given) -> Attended:
         if not isinstance(given.mask, Remembering):
             return _near(q_BTNH, k_BSKH, v_BSKH, given)
-        near = _near(q_BTNH, k_BSKH, v_BSKH, given._replace(mask=given.mask.near))
+        near = _near(q_BTNH, k_BSKH, v_BSKH, given)
         return near._replace(out_BTNH=_with_far(near, q_BTNH, k_BSKH, v_BSKH, given))
 
 
@@ -56,12 +76,16 @@ class ReadingOn(Variant):
     def __call__(self, q_BTNH, k_BSKH, v_BSKH, given: Given) -> Attended:
         if not isinstance(given.mask, Remembering):
             return _near(q_BTNH, k_BSKH, v_BSKH, given)
-        near = _near(q_BTNH, k_BSKH, v_BSKH, given._replace(mask=given.mask.near))
+        near = _near(q_BTNH, k_BSKH, v_BSKH, given)
         out_BTNH = _with_far(near, q_BTNH, given.state["k"], given.state["v"], given)
         return near._replace(out_BTNH=out_BTNH, state={"k": k_BSKH, "v": v_BSKH})
 
 
 def _near(q_BTNH, k_BSKH, v_BSKH, given: Given) -> Attended:
+    if isinstance(given.mask, Remembering):
+        turn, given = given.mask.turn, given._replace(mask=given.mask.near)
+        if turn is not None:
+            q_BTNH, k_BSKH = turn(q_BTNH, turn.q_BT), turn(k_BSKH, turn.k_BS)
     usual = given.options("soft_cap", "dropout_rate", "key", "backend")
     result = ops.attention(q_BTNH, k_BSKH, v_BSKH, **usual)
     return Attended(*result) if given.return_weights else Attended(result)

@@ -180,7 +180,11 @@ class Prefix(Mask):
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segments(Mask):
     q_segment_ids_BT: jax.Array
-    kv_segment_ids_BS: jax.Array
+    others_BS: jax.Array | None = None  # the keys' ids where keys are not the queries' own tokens
+
+    @property
+    def kv_segment_ids_BS(self) -> jax.Array:
+        return self.q_segment_ids_BT if self.others_BS is None else self.others_BS
 
     def block(self, q_index_t, k_index_s):
         q_Bt1 = take(self.q_segment_ids_BT, q_index_t, 1)[:, :, None]
@@ -188,10 +192,10 @@ class Segments(Mask):
         return ((q_Bt1 == k_B1s) & (k_B1s != 0))[:, None]
 
     def padded(self, num_queries, num_keys):
-        return Segments(
-            lengthen(self.q_segment_ids_BT, 1, num_queries),
-            lengthen(self.kv_segment_ids_BS, 1, num_keys),
-        )
+        q_ids_BT = lengthen(self.q_segment_ids_BT, 1, num_queries)
+        if self.others_BS is None and num_queries == num_keys:
+            return Segments(q_ids_BT)
+        return Segments(q_ids_BT, lengthen(self.kv_segment_ids_BS, 1, num_keys))
 
 
 @pytree
@@ -273,9 +277,9 @@ def segments(q_segment_ids_BT: jax.Array, kv_segment_ids_BS: jax.Array | None = 
       q_segment_ids_BT: int32 segment of each query; a query in segment 0 sees nothing.
       kv_segment_ids_BS: int32 segment of each key; the queries' own if None.
     """
-    q_segment_ids_BT = jnp.asarray(q_segment_ids_BT)
-    kv = q_segment_ids_BT if kv_segment_ids_BS is None else jnp.asarray(kv_segment_ids_BS)
-    return Segments(q_segment_ids_BT, kv)
+    if kv_segment_ids_BS is None or kv_segment_ids_BS is q_segment_ids_BT:
+        return Segments(jnp.asarray(q_segment_ids_BT))
+    return Segments(jnp.asarray(q_segment_ids_BT), jnp.asarray(kv_segment_ids_BS))
 
 
 def lengths(kv_lengths_B: jax.Array) -> Mask:

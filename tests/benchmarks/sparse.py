@@ -4,8 +4,9 @@
     python -m tests.benchmarks.sparse torch [--length 4096]
 
 Attention alone on both sides, without projections: transformers' modules get identity matrices in
-their place, and what these cost is measured and taken off. Both sides are compared first. They run
-in turn, so that a busy machine disturbs them alike; the times are medians.
+their place. Both sides are compared first. They run in turn, so that a busy machine disturbs them
+alike, each after a pause, in which the other's threads stop waiting for work; the times are
+medians. --keep-memory: malloc keeps what is freed, as in jaxformer's commands, on both sides.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from jaxformer.ops.attention.bigbird import bigbird
 from jaxformer.ops.attention.block_local import block_local
 from jaxformer.ops.attention.longformer import longformer
 from jaxformer.ops.attention.sliding_window import sliding_window
+from jaxformer.train.memory import keep_freed_memory
 
 N, H = 8, 64
 SIDE, GLOBAL, BLOCK, DRAWN = 256, 16, 64, 3
+PAUSE = 0.3  # seconds
 
 
 def inputs(length: int) -> list[jax.Array]:
@@ -77,6 +80,7 @@ def in_turn(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             run()
             if repeat:
@@ -164,6 +168,7 @@ def main() -> None:
     parser.add_argument("--max-dense", type=int, default=8192)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", default="")
+    parser.add_argument("--keep-memory", action="store_true")
     arguments = parser.parse_args()
     every = {
         "scaling": "window,dilated,blocks,longformer,bigbird,dense",
@@ -175,6 +180,8 @@ def main() -> None:
         f"blocks of {BLOCK} with {DRAWN} random ones; jax {jax.__version__}, "
         f"{os.cpu_count()} cores; medians of {arguments.repeats}"
     )
+    if arguments.keep_memory:
+        keep_freed_memory()
     {"scaling": scaling, "torch": beside_torch}[arguments.what](arguments)
 
 

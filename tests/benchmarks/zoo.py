@@ -6,7 +6,9 @@ Forward and backward at 8 heads of 64, batch 1, with dense softmax attention bes
 fits in `--dense-limit` GiB. Each value is first compared with its reference in float64 over all
 pairs, at a short length. Memory is what the compiled program asks for beyond its inputs and outputs
 (memory_analysis().temp_size_in_bytes: XLA's plan, not the process's resident memory). All variants
-of a length are timed in turn, so that a busy machine disturbs them alike. Target: slopes <= 1.15.
+of a length are timed in turn, so that a busy machine disturbs them alike; one that took longer than
+--slow seconds is not timed at greater lengths. malloc keeps what is freed, as in jaxformer's
+commands: else a call's first touch of new pages is timed too. Target: slopes <= 1.15.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxformer.train.memory import keep_freed_memory
 from tests.conformance.case import Case
 from tests.conformance.evaluate import attend, gradients, probe_of, true_values
 from tests.conformance.matrix import VARIANTS
@@ -91,15 +94,17 @@ def check(variant: Variant, heads: int, width: int) -> float:
     return float(worst)
 
 
-def measure(variants: list[Variant], length: int, a: argparse.Namespace) -> dict[str, Row]:
-    """Times all variants of a length in turn; those that need too much memory not at all."""
+def measure(
+    variants: list[Variant], length: int, slow: set[str], a: argparse.Namespace
+) -> dict[str, Row]:
+    """Times all variants of a length in turn; the slow, or those too large, not at all."""
     programs, memory = {}, {}
     for variant in variants:
         case = case_of(variant, length, a.heads, a.head_dim)
         inputs = (*variant.draw(case), probe_of(case))
         program = step(variant, case).lower(*inputs).compile()
         memory[variant.name] = program.memory_analysis().temp_size_in_bytes
-        if memory[variant.name] <= a.dense_limit * GIB:
+        if memory[variant.name] <= a.dense_limit * GIB and variant.name not in slow:
             jax.block_until_ready(program(*inputs))
             programs[variant.name] = (program, inputs)
     seconds: dict[str, list[float]] = {name: [] for name in memory}
@@ -152,7 +157,7 @@ def report(rows: dict[str, list[Row]]) -> None:
     for name in rows:
         if name not in QUADRATIC:
             print(f"{name}: faster than dense from {faster_from(rows[name], rows['dense'])}")
-    print(f"! marks a slope above {TARGET}; nan: more memory than --dense-limit, so not run")
+    print(f"! marks a slope above {TARGET}; nan: not run, for --dense-limit or --slow")
 
 
 def main() -> None:
@@ -160,10 +165,12 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=32768)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--dense-limit", type=float, default=6.0, help="GiB")
+    parser.add_argument("--slow", type=float, default=5.0, help="seconds")
     parser.add_argument("--only", default="", help="parts of names, separated by commas")
     a = parser.parse_args()
+    keep_freed_memory()  # before any threads start
     variants = chosen([name for name in a.only.split(",") if name])
     print(
         f"forward and backward, float32, batch 1, {a.heads} heads of {a.head_dim}; jax "
@@ -175,7 +182,8 @@ def main() -> None:
     rows: dict[str, list[Row]] = {variant.name: [] for variant in variants}
     length = FIRST
     while length <= a.max_length:
-        for name, row in measure(variants, length, a).items():
+        slow = {name for name, seen in rows.items() if seen and not seen[-1].seconds <= a.slow}
+        for name, row in measure(variants, length, slow, a).items():
             rows[name].append(row)
         print(f"T = {length} measured", flush=True)
         length *= 2

@@ -223,8 +223,8 @@ def chunked_cross(xp: Any, q, k_BLSKH, v_BLSKH, case: Case, chunk, **sizes: Any)
 
 
 def relative(xp: Any, q, k, v, case: Case, w_distance_DNH, content_bias_NH, distance_bias_NH,
-             **sizes: Any) -> Any:  # fmt: skip
-    """Dai et al., 2019, section 3.3 and appendix B."""
+             also=None, segments=None) -> Any:  # fmt: skip
+    """Dai et al., 2019, section 3.3 and appendix B; `also`: where else the mask must be true."""
     D = w_distance_DNH.shape[0]
     frequency = 1 / 10000 ** (np.arange(0, D, 2) / D)
     angle = -case.distance()[..., None] * frequency
@@ -232,7 +232,29 @@ def relative(xp: Any, q, k, v, case: Case, w_distance_DNH, content_bias_NH, dist
     r_TSNH = xp.einsum("tsd,dnh->tsnh", waves_TSD, w_distance_DNH)
     a = logits(xp, q + content_bias_NH, k, case)
     a = a + case.H**-0.5 * xp.einsum("btnh,tsnh->bnts", q + distance_bias_NH, r_TSNH)
-    return values(xp, softmax(xp, a, case.seen() * 1.0), v, case)
+    a = a + (0.0 if segments is None else segments(q))
+    seen = case.seen() if also is None else case.seen() & also
+    return values(xp, softmax(xp, a, seen * 1.0), v, case)
+
+
+def two_streams(xp: Any, q, k, v, case: Case, g_BTNH, segment_bias_NH, segment_2NH, order_S,
+                q_types_BT, k_types_BS, **own: Any) -> Any:  # fmt: skip
+    """Yang et al., 2019, section 2.3 and appendix A.1, and section 2.5 for segments.
+
+    The sum of both streams; tokens see those that are not after them in the drawn order, and the
+    second stream's queries do not see their own token.
+    """
+    same_B1TS = (q_types_BT[:, :, None] == k_types_BS[:, None])[:, None]
+
+    def segments(q):
+        is_same, is_other = case.H**-0.5 * xp.einsum("btnh,enh->ebnt", q + segment_bias_NH,
+                                                     segment_2NH)[..., None]  # fmt: skip
+        return xp.where(same_B1TS, is_same, is_other)
+
+    of_query_T1 = order_S[np.arange(case.T) + case.offset][:, None]
+    content = relative(xp, q, k, v, case, also=order_S <= of_query_T1, segments=segments, **own)
+    query = relative(xp, g_BTNH, k, v, case, also=order_S < of_query_T1, segments=segments, **own)
+    return content + query
 
 
 def differential(xp: Any, q, k, v, case: Case, factor_n) -> Any:
@@ -243,3 +265,13 @@ def differential(xp: Any, q, k, v, case: Case, factor_n) -> Any:
     v = v.reshape(case.B, case.S, case.K // 2, 2 * case.H)
     v = xp.repeat(v, case.N // case.K, axis=2)
     return xp.einsum("bnts,bsnh->btnh", p, v).reshape(q.shape)
+
+
+def latent(xp: Any, q, c_BS1R, rope_BS1P, case: Case, w_k_RNH, w_v_RNX, **form: Any) -> Any:
+    """DeepSeek-AI, 2024, eq. 9 to 11 and 15 to 18: each head's keys and values from a latent."""
+    k = xp.einsum("bsr,rnh->bsnh", c_BS1R[:, :, 0], w_k_RNH)
+    v = xp.einsum("bsr,rnh->bsnh", c_BS1R[:, :, 0], w_v_RNX)
+    k = xp.concatenate([k, xp.repeat(rope_BS1P, case.N, axis=2)], axis=-1)
+    a = case.H**-0.5 * xp.einsum("btnh,bsnh->bnts", q, k)
+    weights = softmax(xp, a, np.broadcast_to(case.seen(), a.shape) * 1.0)
+    return xp.einsum("bnts,bsnh->btnh", weights, v)

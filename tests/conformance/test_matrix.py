@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -61,17 +60,7 @@ def run(variant, case, arrays, own):
     """Returns the output; of padding by the program that the gradients need anyway."""
     if case.lengths_B is not None and case.T == 20 and case.B == 2:
         return with_gradients(variant)(arrays, own, case.mask(), probe_of(case))[0]
-    if case.q_ids_BT is None:
-        return values(variant)(arrays, own, case.mask(), offset=case.offset)
-    # Two arguments would be two arrays: that queries and keys are the same tokens is said within.
-    same = case.k_ids_BS is case.q_ids_BT
-
-    @jax.jit
-    def packed(arrays, own, q_ids, k_ids):
-        ids = {"q_ids_BT": q_ids, "k_ids_BS": q_ids if same else k_ids}
-        return attend(variant, arrays, own, dataclasses.replace(case, **ids).mask())
-
-    return packed(arrays, own, jnp.asarray(case.q_ids_BT), jnp.asarray(case.k_ids_BS))
+    return values(variant)(arrays, own, case.mask(), offset=case.offset)
 
 
 VALUES = ("padding", "packing", "causal", "bidirectional", "GQA", "cross", "T ≠ S")

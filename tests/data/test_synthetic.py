@@ -10,6 +10,7 @@ import pytest
 
 from jaxformer import data
 from jaxformer.data import synthetic
+from jaxformer.data.synthetic import needle
 from jaxformer.errors import UserError
 
 NAMES = ("listops:400:200", "needle:400:200")
@@ -59,11 +60,12 @@ def test_lists_are_as_in_the_paper():
 def test_the_key_that_is_asked_has_the_value():
     wrong = 0
     for text, label in synthetic.parse("needle:300:100").examples():
-        body, key = text.split("?")
-        pairs = dict(re.findall("([A-Z])([0-9])", body))
-        assert len(pairs) == 4 == sum(c.isupper() for c in body) == sum(map(str.isdigit, body))
-        assert pairs[key] == label
-        wrong += next(iter(pairs.values())) != label
+        key, *body = text
+        pairs = [divmod(ord(c) - needle.NEEDLES, 10) for c in body if not "a" <= c <= "z"]
+        values = {"ABCDEFGH"[number]: str(value) for number, value in pairs}
+        assert len(pairs) == len(values) == 4
+        assert values[key] == label
+        wrong += next(iter(values.values())) != label
     assert wrong > 150  # no fixed place tells it
 
 

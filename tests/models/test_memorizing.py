@@ -61,7 +61,7 @@ def paper(c, params, tokens_T: np.ndarray) -> np.ndarray:
         return x * of["scale"] + of["bias"]
 
     def turned(x, t):
-        if kinds[layer] == "memory" or c.positions != "rope":
+        if c.positions != "rope":
             return x
         angles = t / c.rope_base ** (np.arange(0, H, 2) / H)
         a, b = np.split(x, 2, axis=-1)
@@ -81,13 +81,13 @@ def paper(c, params, tokens_T: np.ndarray) -> np.ndarray:
                 z / np.sqrt(np.mean(z**2, -1, keepdims=True) + c.norm_epsilon) * w[f"{n}_norm"]
                 for n, z in (("q", q), ("k", k))
             )
-        q, k = (np.stack([turned(row, t) for t, row in enumerate(z)]) for z in (q, k))
         k, v = (np.repeat(z, c.num_heads // z.shape[1], axis=1) for z in (k, v))
+        near_q, near_k = (np.stack([turned(row, t) for t, row in enumerate(z)]) for z in (q, k))
         attended = np.zeros_like(q)
         for t in range(len(x)):
             start = t // s * s
             for n in range(c.num_heads):
-                scores = k[start : t + 1, n] @ q[t, n] / np.sqrt(H)
+                scores = near_k[start : t + 1, n] @ near_q[t, n] / np.sqrt(H)
                 if c.positions == "t5":  # near enough for a bucket of its own
                     scores = (
                         scores

@@ -26,6 +26,8 @@ from jaxformer.ops.attention import scores
 from jaxformer.ops.dropout import dropout
 from jaxformer.ops.masks import Mask
 
+UNROLL = 2  # chunks of one step, whose small matmuls XLA's CPU runs side by side
+
 
 class Setting(NamedTuple):
     """What is known before compilation."""
@@ -135,7 +137,7 @@ def banded(
     (B, T, N, H), (S, K) = q_BTNH.shape, k_BSKH.shape[1:3]
     t = query_chunk
     more_T = -(-T // t) * t
-    if extra is None:
+    if extra is None or not extra.k_BEKH.shape[1]:
         nothing_B0KH = jnp.zeros((B, 0, K, H), k_BSKH.dtype)
         extra = Extra(nothing_B0KH, nothing_B0KH)
     of_extra, of_near = (None if m is None else m.padded(more_T, S) for m in (extra.mask, mask))
@@ -177,7 +179,9 @@ def _attend(setting, arrays, sight, key):
         lse_BKGt = jnp.where(nothing_BKGt, -jnp.inf, top_BKGt + jnp.log(total_BKGt))
         return out_BKGtH.astype(dtype), lse_BKGt
 
-    out_iBKGtH, lse_iBKGt = jax.lax.map(one_chunk, jnp.arange(T // setting.query_chunk))
+    _, (out_iBKGtH, lse_iBKGt) = jax.lax.scan(
+        lambda _, i: (None, one_chunk(i)), None, jnp.arange(T // setting.query_chunk), unroll=UNROLL
+    )
     return _unchunk(out_iBKGtH), _unchunk(lse_iBKGt)
 
 
@@ -224,7 +228,7 @@ def _attend_backward(setting, residuals, cotangents):
 
     zeros_BKHS, zeros_BKHE = (scores.zeros((B, K, H, n), q_BKGTH) for n in (S, E))
     start = ([zeros_BKHS] * 2, [zeros_BKHE] * 2, [scores.no_bias_gradient(b) for b in biases])
-    carry, (d_q_iBKGtH, d_drawn) = jax.lax.scan(one_chunk, start, jnp.arange(T // t))
+    carry, (d_q_iBKGtH, d_drawn) = jax.lax.scan(one_chunk, start, jnp.arange(T // t), unroll=UNROLL)
     d_keys, d_extra, d_added = carry
     if sight.drawn_NIR is not None:
         d_keys = [_add_drawn(x, d, sight.drawn_NIR) for x, d in zip(d_keys, d_drawn, strict=True)]
@@ -244,36 +248,48 @@ def _logits(setting: Setting, i: jax.Array, arrays: Arrays, sight: Sight):
 
     The way back takes the logits' cotangent to those of the raw products, and of the biases.
     """
-    B, K, G, _, H = arrays.q_BKGTH.shape
-    E, t = arrays.k_BKEH.shape[2], setting.query_chunk
+    (B, K, G, _, H), t = arrays.q_BKGTH.shape, setting.query_chunk
+    drawn_NIR = sight.drawn_NIR
+    R = 0 if drawn_NIR is None else drawn_NIR.shape[2]
+    sizes = [arrays.k_BKEH.shape[2], setting.width, R * t]
     both = []
     for x_BKEH, x_BKSH in ((arrays.k_BKEH, arrays.k_BKSH), (arrays.v_BKEH, arrays.v_BKSH)):
         near = jax.lax.dynamic_slice_in_dim(x_BKSH, sight.start_i[i], setting.width, 2)
-        drawn = [] if sight.drawn_NIR is None else [_draw(x_BKSH, sight.drawn_NIR[:, i], t)]
-        joined = [*([x_BKEH] if E else []), near, *drawn]
-        both.append(jnp.concatenate(joined, axis=2) if len(joined) > 1 else near)
+        drawn = [] if drawn_NIR is None else [_draw(x_BKSH, drawn_NIR[:, i], t)]
+        both.append(_concatenated([*([x_BKEH] if sizes[0] else []), near, *drawn], 2))
     q_BKqH = _chunk(arrays.q_BKGTH, i, t).reshape(B, K, G * t, H)
     raw_BKqe = setting.scale * scores.dot(q_BKqH, both[0], transposed=True)
-    indices = _indices(setting, i, sight, E)
-    used = [bool(E), True, sight.drawn_NIR is not None]
-    seen = [scores.mask_block(m, *x) if u else None for m, x, u in zip(sight.masks, indices, used)]
-    added = [
-        scores.bias_block(b, *x) if u else None for b, x, u in zip(arrays.biases, indices, used)
-    ]
-    ends = (0, E, E + setting.width, raw_BKqe.shape[-1])
+    indices = _indices(setting, i, sight, sizes[0])
+    asked = list(zip(sight.masks, arrays.biases, indices, sizes, strict=True))
+    blocks = [scores.mask_block(m if size else None, *at) for m, _, at, size in asked]
+    seen_BNte = _beside(blocks, sizes, True)
+    added = [scores.bias_block(b if size else None, *at) for _, b, at, size in asked]
 
     def finish(raw_BKGte, added):
-        finished = [
-            scores.finish(
-                raw_BKGte[..., ends[n] : ends[n + 1]], added[n], seen[n], setting.soft_cap
-            )
-            for n in range(3)
-            if used[n]
-        ]
-        return finished[0] if len(finished) == 1 else jnp.concatenate(finished, axis=-1)
+        # The parts of a bias are joined, not those of the logits parted: taking slices of an array
+        # makes gradients that are sums of padded ones, several times slower.
+        return scores.finish(raw_BKGte, _beside(added, sizes, 0.0), seen_BNte, setting.soft_cap)
 
     logits_BKGte, back = jax.vjp(finish, raw_BKqe.reshape(B, K, G, t, -1), added)
     return logits_BKGte, back, both
+
+
+def _beside(blocks: list[Any], sizes: list[int], otherwise: Any) -> jax.Array | None:
+    """Returns what masks or biases say of all keys of a chunk; None if they say nothing."""
+    known = [x for x in blocks if x is not None]
+    if not known:
+        return None
+    b, n, t = (max(x.shape[axis] for x in known) for axis in range(3))
+    filled = [
+        jnp.full((1, 1, 1, size), otherwise, known[0].dtype) if x is None else x
+        for x, size in zip(blocks, sizes, strict=True)
+        if size
+    ]
+    return _concatenated([jnp.broadcast_to(x, (b, n, t, x.shape[3])) for x in filled], 3)
+
+
+def _concatenated(parts: list[jax.Array], axis: int) -> jax.Array:
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis)
 
 
 def _indices(setting: Setting, i: jax.Array, sight: Sight, E: int) -> list[tuple[Any, Any]]:

@@ -85,9 +85,7 @@ def plain_mask(mask: Mask | None, name: str, num_queries: int, num_keys: int) ->
     if pairs:
         q_ids_BT *= pairs[0].q_segment_ids_BT
         k_ids_BS *= pairs[0].kv_segment_ids_BS
-        # Arrays that came through jit as arguments have lost their identity: then the way for two
-        # lines is taken, which is right too.
-        twins = pairs[0].kv_segment_ids_BS is pairs[0].q_segment_ids_BT
+        twins = pairs[0].others_BS is None
     offset = _least(offsets) if offsets else 0
     in_place = num_queries == num_keys and isinstance(offset, int) and offset == 0
     return PlainMask(
