@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 from jaxformer.errors import UserError
 from jaxformer.interop import save_huggingface
-from jaxformer.models import decoder
+from jaxformer.models import decoder, encoder
 from jaxformer.modules import variants
 
 OWN = """
@@ -60,12 +62,33 @@ def test_a_function_of_one_s_own_is_an_attention(own):
         ("OWN:attent", "no function 'attent' (did you mean 'attend'?)"),
         ("OWN:NOT_A_FUNCTION", "it has attend"),
         ("nowhere.py:attend", "there is no file nowhere.py"),
+        ("sliding_window(left=-1)", "left must be 0 or more, not -1"),
+        ("sliding_window(dilation=0)", "dilation must be 1 or more, not 0"),
+        ("bigbird(block=0)", "block must be 1 or more"),
+        ("linformer(projected=0)", "projected must be 1 or more"),
+        ("linformer(sharing='all')", "sharing must be one of headwise, key_value, none"),
+        ("performer(kernel='exp')", "kernel must be one of softmax, relu"),
+        ("gated_linear(temperature=0)", "temperature must be above 0"),
+        ("gated_linear(RUNNING=3)", "valid: rank, temperature, gate"),
+        ("longformer(global_tokens='all')", "global_tokens must be one of given, first"),
     ],
 )
 def test_a_mistake_is_one_line(own, text, words):
     with pytest.raises(UserError) as error:
         variants.parse(text.replace("OWN", str(own)))
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_window_of_two_sides_is_even():
+    with pytest.raises(UserError, match="give it an even number"):
+        encoder.Config(attention="longformer(window=3)", **SMALL)
+
+
+@pytest.mark.parametrize("kind", variants.VARIANTS.values(), ids=list(variants.VARIANTS))
+def test_what_is_valid_is_said_of_arguments_that_there_are(kind):
+    assert set(kind.VALID) <= {field.name for field in dataclasses.fields(kind)}
+    for field in dataclasses.fields(kind):  # and every word is said
+        assert field.name == "name" or type(field.default) is not str or field.name in kind.VALID
 
 
 def test_what_a_checkpoint_cannot_say_is_not_written(own, tmp_path):

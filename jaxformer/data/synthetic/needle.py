@@ -1,20 +1,18 @@
-"""A needle in a haystack: four needles in a long filler, one of which the first character asks for.
+"""A needle in a haystack: one digit, hidden in a long filler; the class is that digit.
 
-A needle is one symbol that stands for a key and a value, one of 8 x 10; keys are capital letters,
-values digits, the filler small letters. The text begins with a key, and the class is the value of
-that key's needle, so what reads the first token must find one place among all (after the
-associative recall of Ba 2016, section 4.1, in a filler). Every value is equally likely; who names
-the most frequent of the four, without their keys, is right in 0.384 of the texts: only more than
-that shows that a key was found.
+The filler is small letters, and the text begins with "?": what reads the first token alone
+(model.pooling=first) must find one place among all, however far away (the passkey retrieval of
+Mohtashami & Jaggi 2023, section 4.2, with a passkey of one token). Every place and digit is equally
+likely, so a model that sees so many tokens from there is right as often as the needle is among
+them, and once in ten times otherwise.
 """
 
 from __future__ import annotations
 
 import random
 
-PAIRS, KEYS, FILLER = 4, "ABCDEFGH", "abcdefghijklmnopqrstuvwxyz"
-NEEDLES = 0x100  # the symbol of the first key and the value 0; keys follow each other in tens
-LEAST = 16  # characters: the needles, and some filler
+FILLER = "abcdefghijklmnopqrstuvwxyz"
+LEAST = 16  # characters: the question, the needle, and some filler
 
 
 def example(seed: int, index: int, length: int) -> tuple[str, str]:
@@ -28,16 +26,6 @@ def example(seed: int, index: int, length: int) -> tuple[str, str]:
     draw = random.Random(f"needle {seed} {index}").random  # the same in every version of Python
     size = length - int(draw() * (length // 4)) - 1  # without the question
     text = [FILLER[int(draw() * len(FILLER))] for _ in range(size)]
-    keys, places, pairs = list(range(len(KEYS))), list(range(size)), []
-    for _ in range(PAIRS):
-        key, place = (free.pop(int(draw() * len(free))) for free in (keys, places))
-        value = int(draw() * 10)
-        text[place] = needle(key, value)
-        pairs.append((key, value))
-    key, value = pairs[int(draw() * PAIRS)]
-    return KEYS[key] + "".join(text), str(value)
-
-
-def needle(key: int, value: int) -> str:
-    """Returns the symbol of a key's number and a value."""
-    return chr(NEEDLES + 10 * key + value)
+    value = str(int(draw() * 10))
+    text[int(draw() * size)] = value
+    return "?" + "".join(text), value

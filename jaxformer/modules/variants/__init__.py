@@ -94,7 +94,19 @@ def parse(text: str) -> Choice | None:
                 f"{type(value).__name__}"
             )
         given[key] = type(fields[key])(value)
+        if wanted := _limit(given[key], kind.VALID.get(key, 1)):
+            raise UserError(f"{where}: {name}'s {key} must be {wanted}, not {value!r}")
     return Choice(kind, given)
+
+
+def _limit(value: Any, valid: int | tuple[str, ...]) -> str:
+    """Returns what a value must be, where it is not; or ""."""
+    if isinstance(valid, tuple):
+        return "" if value in valid else f"one of {', '.join(valid)}"
+    if isinstance(value, float):
+        return "" if value > 0.0 else "above 0"
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    return f"{valid} or more" if is_number and value < valid else ""
 
 
 def bound_to_places(config: Any) -> bool:
@@ -127,7 +139,7 @@ def check(config: Any, *, causal: bool) -> None:
         raise UserError(f"{where} cannot be causal; use it in model.family=encoder")
     if not causal and not variant.BIDIRECTIONAL:
         raise UserError(f"{where} is causal by its definition; use it in model.family=decoder")
-    if complaint := variant.complaint(config):
+    if complaint := choice.make().complaint(config):
         raise UserError(f"{where} {complaint}")
     asked = {
         "bias": (config.positions in ("alibi", "t5"), f"model.positions={config.positions}"),

@@ -6,7 +6,8 @@ Shapes: B batch, T queries, S keys, N heads, K key/value heads, H head width, D 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxformer import ops
 
+Valid = Mapping[str, int | tuple[str, ...]]
 _OF_FLAX = ("parent", "name")
 
 
@@ -59,7 +61,8 @@ class Variant(nn.Module):
     CAUSAL and BIDIRECTIONAL: may stand in a decoder, in an encoder. HONOURS: which of "bias",
     "soft_cap" and "dropout" it takes. HAS_STATE: a decode step reads `state`, not a cache of keys.
     PACKS: rows may hold several texts. RUNNING: fields that change how it is computed, not which
-    function of the parameters it is.
+    function of the parameters it is. VALID: the words that a field may be, or the least number,
+    where that is not 1 (of a float: anything above 0).
     """
 
     CAUSAL = True
@@ -67,11 +70,12 @@ class Variant(nn.Module):
     HONOURS = frozenset({"bias", "soft_cap", "dropout"})
     HAS_STATE = False
     PACKS = True
-    RUNNING: frozenset[str] = frozenset()
+    RUNNING: ClassVar[frozenset[str]] = frozenset()
+    VALID: ClassVar[Valid] = {}
 
-    @staticmethod
-    def complaint(config: Any) -> str:
-        """Returns what of a model's config this kind cannot have, after its name; or ""."""
+    def complaint(self, config: Any) -> str:
+        """Returns what it cannot have, of its own fields or a model's config, after its name; or
+        ""."""
         return ""
 
     def bound_to_places(self) -> bool:

@@ -26,8 +26,7 @@ class Differential(Variant):
 
     epsilon: float = 1e-5
 
-    @staticmethod
-    def complaint(config: Any) -> str:
+    def complaint(self, config: Any) -> str:
         """Returns what of a model's config this cannot have, or ""."""
         if config.num_heads % 2 or config.kv_heads % 2:
             return (

@@ -7,7 +7,7 @@ the latent of keys and values, H head width (content, and values), P rotary widt
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxformer import ops
 from jaxformer.errors import UserError
-from jaxformer.modules.variants.base import Attended, Given, Variant, attended
+from jaxformer.modules.variants.base import Attended, Given, Valid, Variant, attended
 from jaxformer.ops.attention.latent import latent_attention
 
 
@@ -31,8 +31,9 @@ class Latent(Variant):
     rope_width: int = 0
     epsilon: float = 1e-6
 
-    @staticmethod
-    def complaint(config: Any) -> str:
+    VALID: ClassVar[Valid] = {"kv_rank": 0, "q_rank": 0, "rope_width": 0}
+
+    def complaint(self, config: Any) -> str:
         """Returns what of a model's config this cannot have, or ""."""
         if config.kv_heads != config.num_heads:
             return (

@@ -5,15 +5,15 @@ Shapes: B batch, T queries, S keys, N heads, K key/value heads, H head width, M 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 
-from jaxformer.errors import one_of
 from jaxformer.modules.variants.base import (
     Attended,
     Given,
+    Valid,
     Variant,
     attended,
     refused,
@@ -40,6 +40,7 @@ class Performer(Variant):
     HONOURS = frozenset()
     HAS_STATE = True
     RUNNING = frozenset({"redraw"})
+    VALID: ClassVar[Valid] = {"kernel": favor.KERNELS, "seed": 0}
 
     def init_state(self, config: Any, batch_size: int, max_length: int) -> Any:
         """Returns the sums over no key, and nothing else: features are drawn again."""
@@ -76,10 +77,10 @@ class Linformer(Variant):
     CAUSAL = False
     PACKS = False
     HONOURS = frozenset({"dropout"})
+    VALID: ClassVar[Valid] = {"sharing": ("headwise", "key_value", "none")}
 
     @nn.compact
     def __call__(self, q_BTNH, k_BSKH, v_BSKH, given: Given) -> Attended:
-        one_of(self.sharing, ("headwise", "key_value", "none"), "model.attention: sharing")
         shape: tuple[int, ...] = (given.config.max_length, self.projected)
         shape = (q_BTNH.shape[2], *shape) if self.sharing == "none" else shape
         start = nn.initializers.normal(self.projected**-0.5)
@@ -103,6 +104,8 @@ class Nystromformer(Variant):
     convolution: int = 0
     iterations: int = 6
     start: str = "matrix"
+
+    VALID: ClassVar[Valid] = {"convolution": 0, "start": ("matrix", "global")}
 
     CAUSAL = False
     PACKS = False

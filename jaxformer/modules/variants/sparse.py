@@ -6,16 +6,16 @@ I inner blocks, R random blocks, L layers.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxformer import ops
-from jaxformer.errors import one_of
 from jaxformer.modules.variants.base import (
     Attended,
     Given,
+    Valid,
     Variant,
     attended,
     refused,
@@ -42,6 +42,8 @@ class SlidingWindow(Variant):
     sinks: int = 0
     learned_sink: bool = False
 
+    VALID: ClassVar[Valid] = {"left": 0, "right": 0, "sinks": 0}
+
     def bound_to_places(self) -> bool:
         """Sinks are the first places of the row."""
         return self.sinks > 0
@@ -64,6 +66,8 @@ class BlockLocal(Variant):
 
     block: int = 128
     look_back: int = 0
+
+    VALID: ClassVar[Valid] = {"look_back": 0}
 
     def bound_to_places(self) -> bool:
         """Blocks begin at the row's first place."""
@@ -93,6 +97,11 @@ class Longformer(Variant):
     CAUSAL = False
     HONOURS = frozenset({"dropout"})
     RUNNING = frozenset({"max_global"})
+    VALID: ClassVar[Valid] = {"global_tokens": ("given", "first"), "max_global": 0}
+
+    def complaint(self, config: Any) -> str:
+        """Returns what it cannot have, or ""."""
+        return "has a window of two sides; give it an even number" if self.window % 2 else ""
 
     @nn.compact
     def __call__(self, q_BTNH, k_BSKH, v_BSKH, given: Given) -> Attended:
@@ -133,6 +142,7 @@ class BigBird(Variant):
     PACKS = False
     HONOURS = frozenset({"dropout"})
     RUNNING = frozenset({"random"})
+    VALID: ClassVar[Valid] = {"num_random": 0, "random": ("published", "zero")}
 
     def bound_to_places(self) -> bool:
         """Blocks begin at the row's first place, and its first and last are seen by all."""
@@ -145,7 +155,6 @@ class BigBird(Variant):
 
     def attend(self, q_BTNH, k_BSKH, v_BSKH, given: Given) -> Attended:
         """Attends to rows of one text."""
-        one_of(self.random, ("published", "zero"), "model.attention: random")
         T, N = q_BTNH.shape[1:3]
         options = given.options("dropout_rate", "key")
         if (5 + 2 * self.num_random) * self.block >= T:
