@@ -14,7 +14,6 @@ E + s + R·t keys in all. Queries are split into chunks i, I in number.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -22,7 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.ops import masks
-from jaxformer.ops.attention import scores
+from jaxformer.ops.attention import drawn_blocks, scores
+from jaxformer.ops.attention.drawn_blocks import Drawn
 from jaxformer.ops.dropout import dropout
 from jaxformer.ops.masks import Mask
 
@@ -44,17 +44,6 @@ class Extra(NamedTuple):
 
     k_BEKH: jax.Array
     v_BEKH: jax.Array
-    mask: Mask | None = None
-    bias: Any = None
-
-
-class Drawn(NamedTuple):
-    """Blocks of query_chunk keys that each head's chunk looks at too, -1 for none.
-
-    K = N, and query_chunk divides T and S. A block that is given twice counts twice.
-    """
-
-    blocks_NIR: jax.Array
     mask: Mask | None = None
     bias: Any = None
 
@@ -147,8 +136,8 @@ def banded(
     start_i = jnp.clip(start_i, 0, S - setting.width).astype(jnp.int32)
     blocks_NIR, of_drawn, drawn_bias = None, None, None
     if drawn is not None:
-        blocks_NIR, of_drawn = drawn.blocks_NIR, OfHeads(drawn.mask)
-        drawn_bias = None if drawn.bias is None else OfHeads(drawn.bias)
+        blocks_NIR, of_drawn = drawn.blocks_NIR, drawn_blocks.OfHeads(drawn.mask)
+        drawn_bias = None if drawn.bias is None else drawn_blocks.OfHeads(drawn.bias)
     heads_first = (x.swapaxes(1, 2) for x in (k_BSKH, v_BSKH, extra.k_BEKH, extra.v_BEKH))
     k_BKSH, v_BKSH, k_BKEH, v_BKEH = heads_first
     biases = extra_bias, near_bias, drawn_bias
@@ -231,7 +220,9 @@ def _attend_backward(setting, residuals, cotangents):
     carry, (d_q_iBKGtH, d_drawn) = jax.lax.scan(one_chunk, start, jnp.arange(T // t), unroll=UNROLL)
     d_keys, d_extra, d_added = carry
     if sight.drawn_NIR is not None:
-        d_keys = [_add_drawn(x, d, sight.drawn_NIR) for x, d in zip(d_keys, d_drawn, strict=True)]
+        d_keys = [
+            drawn_blocks.add(x, d, sight.drawn_NIR) for x, d in zip(d_keys, d_drawn, strict=True)
+        ]
     d_k_BKSH, d_v_BKSH, d_k_BKEH, d_v_BKEH = (
         x.astype(k_BKSH.dtype).swapaxes(2, 3) for x in (*d_keys, *d_extra)
     )
@@ -255,7 +246,7 @@ def _logits(setting: Setting, i: jax.Array, arrays: Arrays, sight: Sight):
     both = []
     for x_BKEH, x_BKSH in ((arrays.k_BKEH, arrays.k_BKSH), (arrays.v_BKEH, arrays.v_BKSH)):
         near = jax.lax.dynamic_slice_in_dim(x_BKSH, sight.start_i[i], setting.width, 2)
-        drawn = [] if drawn_NIR is None else [_draw(x_BKSH, drawn_NIR[:, i], t)]
+        drawn = [] if drawn_NIR is None else [drawn_blocks.take(x_BKSH, drawn_NIR[:, i], t)]
         both.append(_concatenated([*([x_BKEH] if sizes[0] else []), near, *drawn], 2))
     q_BKqH = _chunk(arrays.q_BKGTH, i, t).reshape(B, K, G * t, H)
     raw_BKqe = setting.scale * scores.dot(q_BKqH, both[0], transposed=True)
@@ -301,44 +292,6 @@ def _indices(setting: Setting, i: jax.Array, sight: Sight, E: int) -> list[tuple
         drawn_Ne = (blocks_NR[..., None] * t + jnp.arange(t)).reshape(blocks_NR.shape[0], -1)
     near = masks.Run(sight.start_i[i], setting.width)
     return [(rows, range(E)), (rows, near), (rows, drawn_Ne)]
-
-
-@masks.pytree
-@dataclasses.dataclass(frozen=True, eq=False)
-class OfHeads(Mask):
-    """A mask, or a bias, asked about keys_Ne, others for each head; no key is below 0."""
-
-    whole: Any
-
-    def block(self, q_index_t, keys_Ne):
-        there_1N1e = (keys_Ne >= 0)[None, :, None, :]
-        if self.whole is None:
-            N, e = keys_Ne.shape
-            return jnp.broadcast_to(there_1N1e, (1, N, len(q_index_t), e))
-        keys_Ne = jnp.maximum(keys_Ne, 0)
-        x_BNnte = jax.vmap(lambda k_e: self.whole.block(q_index_t, k_e), out_axes=1)(keys_Ne)
-        own_N = jnp.arange(len(keys_Ne)) if x_BNnte.shape[2] > 1 else 0
-        x_BNte = x_BNnte[:, jnp.arange(len(keys_Ne)), own_N]
-        return x_BNte & there_1N1e if x_BNte.dtype == jnp.bool_ else x_BNte
-
-
-def _draw(x_BNSH: jax.Array, blocks_NR: jax.Array, size: int) -> jax.Array:
-    B, N, S, H = x_BNSH.shape
-    x_BNJtH = x_BNSH.reshape(B, N, S // size, size, H)
-    take = jax.vmap(lambda x_BJtH, j_R: x_BJtH[:, jnp.maximum(j_R, 0)], (1, 0), 1)
-    return take(x_BNJtH, blocks_NR).reshape(B, N, -1, H)
-
-
-def _add_drawn(total_BNHS: jax.Array, d_iBNHe: jax.Array, drawn_NIR: jax.Array) -> jax.Array:
-    """Adds each drawn block's gradient where the block lies."""
-    (B, N, H, S), (I, R) = total_BNHS.shape, drawn_NIR.shape[1:]
-    t = d_iBNHe.shape[-1] // R
-    d_NIRBHt = jnp.transpose(d_iBNHe.reshape(I, B, N, H, R, t), (2, 0, 4, 1, 3, 5))
-    total_NJBHt = jnp.transpose(total_BNHS.reshape(B, N, H, S // t, t), (1, 3, 0, 2, 4))
-    # What is drawn from nowhere (-1) is hidden, so its gradient is 0 wherever it is added.
-    heads_N11 = jnp.arange(N)[:, None, None]
-    total_NJBHt = total_NJBHt.at[heads_N11, jnp.maximum(drawn_NIR, 0)].add(d_NIRBHt)
-    return jnp.transpose(total_NJBHt, (2, 0, 3, 1, 4)).reshape(B, N, H, S)
 
 
 def _dropped(setting: Setting, key: jax.Array | None, i, x_BKGte: jax.Array) -> jax.Array:

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from jaxformer.ops import masks
 from jaxformer.ops.attention import scores
 from jaxformer.ops.attention.api import attention
-from jaxformer.ops.attention.banded import Drawn, Extra, banded, check
+from jaxformer.ops.attention.banded import Extra, banded, check
+from jaxformer.ops.attention.drawn_blocks import Drawn
 from jaxformer.ops.indices import Index, as_array
 from jaxformer.ops.masks import Mask, pytree
 
