@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from jaxformer.visualize.style import COLOURS, FAINT, INK, figure, plain
@@ -15,6 +16,7 @@ from jaxformer.visualize.style import COLOURS, FAINT, INK, figure, plain
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 # As many variants as there are need more colours than style.py has; marks tell them apart too.
 _COLOURS = (*COLOURS, "#8C510A", "#762A83", "#6E6E6E")
+_LEADER = {"arrowstyle": "-", "color": FAINT, "linewidth": 0.5, "relpos": (0.0, 0.5)}
 _SMALLEST, _LARGEST = 30.0, 280.0  # areas of marks, in square points
 
 
@@ -97,8 +99,8 @@ def _accuracy(axes: Axes, task: str, rows: list[dict[str, Any]], looks: dict[str
         name = axes.annotate(
             row["variant"], (place, actual), xytext=(place * 1.16, height),
             textcoords="data", va="center", fontsize=8, color=looks[row["variant"]]["color"],
-            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.5} if moved else None,
-            zorder=4,
+            arrowprops=_LEADER if moved else None,
+            zorder=4, path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
         name.set_in_layout(False)  # the axis has room for it
     _decades(axes.xaxis, *axes.get_xlim())
@@ -141,7 +143,7 @@ def _over_length(
         axes.annotate(
             name, (length, value), xytext=(1.03, height), textcoords="axes fraction", va="center",
             fontsize=8.5, color=looks[name]["color"], annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.5},
+            arrowprops=_LEADER,
         )  # fmt: skip
 
 
@@ -156,7 +158,7 @@ def _decades(axis: Any, low: float, high: float) -> None:
 
 
 def _apart(heights: np.ndarray, step: float) -> np.ndarray:
-    """Returns the heights, in their order, moved as little as keeps them `step` apart."""
+    """Returns heights of 0 to 1, in their order, moved as little as keeps them `step` apart."""
     order = np.argsort(heights, kind="stable")
     wanted = np.asarray(heights, np.float64)[order] - step * np.arange(len(order))
     # What is left is to make them ascend: neighbours that do not share their mean.
@@ -167,6 +169,7 @@ def _apart(heights: np.ndarray, step: float) -> np.ndarray:
             (a, n), (b, m) = groups[-2:]
             groups[-2:] = [[(a * n + b * m) / (n + m), n + m]]
     level = np.concatenate([np.full(int(n), a) for a, n in groups])
+    level = np.clip(level, step / 2, max(step / 2, 1 - step * (len(order) - 0.5)))
     moved = np.empty(len(order))
     moved[order] = level + step * np.arange(len(order))
     return moved
