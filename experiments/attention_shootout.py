@@ -33,7 +33,7 @@ TASKS = {
     "listops": ("data.source=listops:12000:510", "train.steps=500"),
     "text": ("data.source=stdlib", "data.labels=package", "data.snippet_lines=14",
              "data.tokenizer=byte", "train.steps=300"),
-    "needle": ("data.source=needle:12000:510", "model.pooling=first", "train.steps=600"),
+    "needle": ("data.source=needle:12000:510", "model.pooling=first", "train.steps=400"),
 }  # fmt: skip
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 MEMORY = 4 * 2**30  # bytes; a step that needs more is not run

@@ -26,7 +26,7 @@ import numpy as np
 
 from jaxformer.errors import UserError
 
-FORMAT = 3  # a change in what is written, or in how texts become tokens, must change this
+FORMAT = 2  # a change in what is written, or in how texts become tokens, must change this
 BLOCK = 1 << 20  # bytes that share a checksum
 CHECKED = 128  # blocks of a stream that are verified at opening, evenly spread
 

@@ -42,7 +42,8 @@ class Source:
     def stat_key(self) -> list:
         """Returns what changes when a file changes, without reading any."""
         stats = [(str(f), f.stat()) for f in self.files]
-        return [self.name, self.kind, [(p, s.st_size, s.st_mtime_ns) for p, s in stats]]
+        files = [(p, s.st_size, s.st_mtime_ns) for p, s in stats]
+        return [self.name, self.kind, files, *self._rule()]
 
     def size(self) -> int:
         """Returns the bytes of all files; 0 for a data set that is not made of files."""
@@ -57,7 +58,11 @@ class Source:
                     hashes.append((name, hashlib.file_digest(stream, "sha256").hexdigest()))
             except OSError as error:
                 raise UserError(f"cannot read {file}: {error.strerror}") from None
-        return [self.kind, hashes] if self.files else [self.kind, self.name]
+        return [self.kind, hashes] if self.files else [self.kind, self.name, *self._rule()]
+
+    def _rule(self) -> list:
+        """Returns what changes when the rule does that a made source is made by: its first text."""
+        return list(next(synthetic.parse(self.name).examples())) if self.kind == "made" else []
 
 
 def find(name: str, config: Config, option: str = "data.source", targets: str = "") -> Source:

@@ -9,7 +9,8 @@ import statistics
 import pytest
 
 from jaxformer import data
-from jaxformer.data import synthetic
+from jaxformer.data import sources, synthetic
+from jaxformer.data.synthetic import needle
 from jaxformer.errors import UserError
 
 NAMES = ("listops:400:200", "needle:400:200")
@@ -104,6 +105,14 @@ def test_it_is_a_source_whose_splits_share_no_text(name, tmp_path):
     for tokens, label, row in zip(batch["tokens"], batch["labels"], parts[1], strict=False):
         assert dataset.tokenizer.decode([t for t in tokens.tolist() if t > 5]) == row.text
         assert str(label) == row.label
+
+
+def test_another_rule_is_another_source(monkeypatch):
+    source = sources.find(NAMES[1], data.Config(source=NAMES[1]))
+    before = source.stat_key(), source.content_key()
+    assert before == (source.stat_key(), source.content_key())
+    monkeypatch.setattr(needle, "FILLER", "xyz")
+    assert before[0] != source.stat_key() and before[1] != source.content_key()
 
 
 @pytest.mark.parametrize(
