@@ -2,18 +2,18 @@
 
     jaxformer compare --config experiments/attention_shootout.py --out runs/shootout
 
-trains each of VARIANTS on each of TASKS, measures a step at each of LENGTHS, and writes table.md
-and shootout.png. A way of your own is one line in VARIANTS, or one word of the command:
-
-    jaxformer compare --config experiments/attention_shootout.py --out runs/shootout \\
-        --variants softmax,mine.py:attend
+trains each of VARIANTS on each of TASKS, measures a step at each of LENGTHS, writes table.md and
+shootout.png. Your own way is a line in VARIANTS, or a word: --variants softmax,mine.py:attend.
 
 ListOps (Nangia & Bowman 2018, as in the Long Range Arena, Tay 2021) and the needle, one digit in a
-long filler that the first token has to find, are made by a rule. The text task tells eleven
-packages of the standard library apart by their bytes; for labelled texts of your own, change its
-data.source.
+long filler that the first token has to find, are made by a rule; the text task tells eleven
+packages of the standard library apart by their bytes (another text: data.source).
 
-TIME
+Time: 42 minutes on 2 CPU cores. Score, one seed: accuracy 0.18 to 0.21 on ListOps but for blocks
+(0.33) and Linformer (0.35), where the largest class is 0.18; 0.38 (Linformer) to 0.52 on the text;
+the needle is found always by softmax, Longformer, BigBird and Nystromformer, in the tokens near by
+a window and blocks (0.18), never by Linformer, Performer and linear attention after 400 steps.
+Beyond 2,048 tokens softmax is computed by chunks.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +22,7 @@ VARIANTS = {
     "softmax": "softmax",
     "sliding window": "sliding_window(left=64, right=64)",
     "block local": "block_local(block=64, look_back=1)",
-    "longformer": "longformer(window=128)",
+    "longformer": "longformer(window=128, global_tokens='first')",
     "bigbird": "bigbird(block=32)",
     "linformer": "linformer(projected=32, sharing='key_value')",
     "performer": "performer(num_features=64)",
@@ -51,10 +51,8 @@ def get_config() -> ConfigDict:
                 norm_position="pre", positions="rope", pooling="mean", norm_epsilon=1e-5,
             ),
             objective=dict(name="classify"),
-            optimizer=dict(
-                name="muon", learning_rate=0.02, adam_learning_rate=0.005, schedule="cosine",
-                warmup_steps=50,
-            ),
+            optimizer=dict(name="muon", learning_rate=0.02, adam_learning_rate=0.005,
+                           schedule="cosine", warmup_steps=50),
             train=dict(steps=500),
             checkpoint=dict(every=0, keep=1, keep_best=0),
         )

@@ -102,7 +102,7 @@ def test_mistakes_are_told_in_one_line():
         ({"num_heads": 4, "num_kv_heads": 2}, r"set model\.num_kv_heads=0"),
         ({"qk_norm": True}, r"set model\.qk_norm=False"),
         ({"attention": "latent(rope_width=3)"}, "rope_width=3 is odd"),
-        ({"attention": "latent(kv_rank=-1)"}, "kv_rank must be 1 or more"),
+        ({"attention": "latent(kv_rank=-1)"}, "kv_rank must be 0 or more"),
     ):
         with pytest.raises(UserError, match=told) as error:
             decoder.make(config(**keys)).init(jax.random.key(0))

@@ -49,9 +49,6 @@ class Latent(Variant):
 
     def rotary_width(self, config: Any) -> int:
         """Returns P."""
-        for name in ("kv_rank", "q_rank", "rope_width"):
-            if getattr(self, name) < 0:
-                raise UserError(f"model.attention: latent's {name} must be 1 or more, or 0")
         if self.rope_width % 2:
             raise UserError(
                 f"model.attention: RoPE turns pairs; latent's rope_width={self.rope_width} is odd"
