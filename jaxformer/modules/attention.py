@@ -94,6 +94,13 @@ class Rotary(NamedTuple):
     frequencies: jax.Array
     attention_factor: float = 1.0
 
+    def turn(self, x_BTNH: jax.Array, *, interleaved: bool) -> jax.Array:
+        """Returns queries or keys at these positions."""
+        return ops.rope(
+            x_BTNH, self.positions_BT, self.frequencies, interleaved=interleaved,
+            attention_factor=self.attention_factor,
+        )  # fmt: skip
+
 
 class Attention(nn.Module):
     """Self-attention, or `cross`-attention over kv_BSD or memory (Vaswani 2017, section 3.2).
@@ -151,11 +158,7 @@ class Attention(nn.Module):
         def turn(x: jax.Array) -> jax.Array:
             if rotary is None:
                 return x
-            return ops.rope(
-                x, rotary.positions_BT, rotary.frequencies,
-                interleaved=c.positions == "rope_interleaved",
-                attention_factor=rotary.attention_factor,
-            )  # fmt: skip
+            return rotary.turn(x, interleaved=c.positions == "rope_interleaved")
 
         variant = None if self.cross else variants.parse(c.attention)
         if self.variant is not None:

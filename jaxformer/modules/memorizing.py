@@ -11,7 +11,9 @@ from typing import Any
 import jax
 
 from jaxformer import ops
+from jaxformer.modules.attention import Rotary
 from jaxformer.modules.variants import Attended, Given, Variant
+from jaxformer.modules.variants.base import attended
 from jaxformer.ops import masks
 from jaxformer.ops.attention.memory import gated, memory_attention
 from jaxformer.ops.masks import Index, Mask
@@ -29,10 +31,8 @@ class Turn:
     interleaved: bool
 
     def __call__(self, x_BTNH: jax.Array, positions_BT: jax.Array) -> jax.Array:
-        return ops.rope(
-            x_BTNH, positions_BT, self.frequencies, interleaved=self.interleaved,
-            attention_factor=self.attention_factor,
-        )  # fmt: skip
+        rotary = Rotary(positions_BT, self.frequencies, self.attention_factor)
+        return rotary.turn(x_BTNH, interleaved=self.interleaved)
 
 
 @masks.pytree
@@ -87,8 +87,7 @@ def _near(q_BTNH, k_BSKH, v_BSKH, given: Given) -> Attended:
         if turn is not None:
             q_BTNH, k_BSKH = turn(q_BTNH, turn.q_BT), turn(k_BSKH, turn.k_BS)
     usual = given.options("soft_cap", "dropout_rate", "key", "backend")
-    result = ops.attention(q_BTNH, k_BSKH, v_BSKH, **usual)
-    return Attended(*result) if given.return_weights else Attended(result)
+    return attended(ops.attention(q_BTNH, k_BSKH, v_BSKH, **usual), given)
 
 
 def _with_far(near: Attended, q_BTNH, k_BMKH, v_BMKH, given: Given) -> jax.Array:

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import ops
-from jaxformer.errors import UserError
 from jaxformer.modules.variants.base import Attended, Given, Valid, Variant, attended
 from jaxformer.ops.attention.latent import latent_attention
 
@@ -34,7 +33,7 @@ class Latent(Variant):
     VALID: ClassVar[Valid] = {"kv_rank": 0, "q_rank": 0, "rope_width": 0}
 
     def complaint(self, config: Any) -> str:
-        """Returns what of a model's config this cannot have, or ""."""
+        """Returns what it cannot have, or ""."""
         if config.kv_heads != config.num_heads:
             return (
                 f"makes keys and values for each of {config.num_heads} heads; set "
@@ -45,14 +44,12 @@ class Latent(Variant):
                 "has norms of its own and no single keys to scale; set model.qk_norm=False and "
                 "model.qk_scale=0"
             )
+        if self.rope_width % 2:
+            return f"has channels that RoPE turns in pairs, but rope_width={self.rope_width} is odd"
         return ""
 
     def rotary_width(self, config: Any) -> int:
         """Returns P."""
-        if self.rope_width % 2:
-            raise UserError(
-                f"model.attention: RoPE turns pairs; latent's rope_width={self.rope_width} is odd"
-            )
         return self.rope_width or max(2, config.per_head // 4 * 2)
 
     def cached(self, config: Any) -> tuple[int, int, int]:

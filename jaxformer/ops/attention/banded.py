@@ -247,7 +247,7 @@ def _logits(setting: Setting, i: jax.Array, arrays: Arrays, sight: Sight):
     for x_BKEH, x_BKSH in ((arrays.k_BKEH, arrays.k_BKSH), (arrays.v_BKEH, arrays.v_BKSH)):
         near = jax.lax.dynamic_slice_in_dim(x_BKSH, sight.start_i[i], setting.width, 2)
         drawn = [] if drawn_NIR is None else [drawn_blocks.take(x_BKSH, drawn_NIR[:, i], t)]
-        both.append(_concatenated([*([x_BKEH] if sizes[0] else []), near, *drawn], 2))
+        both.append(jnp.concatenate([*([x_BKEH] if sizes[0] else []), near, *drawn], axis=2))
     q_BKqH = _chunk(arrays.q_BKGTH, i, t).reshape(B, K, G * t, H)
     raw_BKqe = setting.scale * scores.dot(q_BKqH, both[0], transposed=True)
     indices = _indices(setting, i, sight, sizes[0])
@@ -276,11 +276,7 @@ def _beside(blocks: list[Any], sizes: list[int], otherwise: Any) -> jax.Array | 
         for x, size in zip(blocks, sizes, strict=True)
         if size
     ]
-    return _concatenated([jnp.broadcast_to(x, (b, n, t, x.shape[3])) for x in filled], 3)
-
-
-def _concatenated(parts: list[jax.Array], axis: int) -> jax.Array:
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=axis)
+    return jnp.concatenate([jnp.broadcast_to(x, (b, n, t, x.shape[3])) for x in filled], axis=3)
 
 
 def _indices(setting: Setting, i: jax.Array, sight: Sight, E: int) -> list[tuple[Any, Any]]:

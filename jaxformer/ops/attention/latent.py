@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxformer.ops import masks
 from jaxformer.ops.attention.api import attention
 from jaxformer.ops.linear import einsum
 from jaxformer.ops.masks import Mask
@@ -74,20 +75,17 @@ def latent_attention(
         q_BTNR = einsum("BTNH,RNH->BTNR", q_BTNA[..., :H], w_k_RNH)
         q = jnp.concatenate([q_BTNR, q_BTNA[..., H:]], axis=-1)
         # The keys serve as values too: of what is read, the first R channels are latents.
-        k = jnp.concatenate([c_BSR, k_rope_BSP], axis=-1)[:, :, None]
-        result = attention(q, k, k, **asked)
-        out, weights = result if return_weights else (result, None)
-        out = einsum("BTNR,RNX->BTNX", out[..., :R], w_v_RNX)
+        k = v = jnp.concatenate([c_BSR, k_rope_BSP], axis=-1)[:, :, None]
     else:
         k_BSNH = einsum("BSR,RY->BSY", c_BSR, w_k_RNH.reshape(R, N * H)).reshape(-1, S, N, H)
         v = einsum("BSR,RY->BSY", c_BSR, w_v_RNX.reshape(R, N * X)).reshape(-1, S, N, X)
         k_rope = jnp.broadcast_to(k_rope_BSP[:, :, None], (*k_BSNH.shape[:3], P))
         k = jnp.concatenate([k_BSNH, k_rope], axis=-1)
         # Zeros make all of one width, and change neither a logit nor what is read.
-        q, k, v = (_widened(x, max(A, X)) for x in (q_BTNA, k, v))
-        result = attention(q, k, v, **asked)
-        out, weights = result if return_weights else (result, None)
-        out = out[..., :X]
+        q, k, v = (masks.lengthen(x, 3, max(A, X)) for x in (q_BTNA, k, v))
+    result = attention(q, k, v, **asked)
+    out, weights = result if return_weights else (result, None)
+    out = einsum("BTNR,RNX->BTNX", out[..., :R], w_v_RNX) if absorbed else out[..., :X]
     return (out, weights) if return_weights else out
 
 
@@ -107,10 +105,6 @@ def absorbing_is_less(
     pairs, up = num_queries * num_keys, latent * (content + values)
     made = num_keys * up + pairs * 2 * max(content + rope, values)
     return num_queries * up + pairs * 2 * (latent + rope) < made
-
-
-def _widened(x: jax.Array, width: int) -> jax.Array:
-    return jnp.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[-1])])
 
 
 def _check(q_BTNA, c_BSR, k_rope_BSP, w_k_RNH, w_v_RNX) -> None:
