@@ -63,6 +63,10 @@ def run(*words: str) -> int:
         ([*CONFIG, "--config.model.attention=performer(num_features=1.5)"], "1.5 is float"),
         ([*CONFIG, "--config.model.attention=linformer"], "cannot be causal"),
         (
+            [*CONFIG, "--config.model.attention=bigbird", "--config.data.layout=packed"],
+            "set --config.data.layout=windows",
+        ),
+        (
             [*CONFIG, "--config.model.attention=performer", "--config.model.positions=alibi"],
             "cannot honour model.positions=alibi",
         ),

@@ -84,6 +84,7 @@ def make(config: Config) -> Model:
         tokens_BT = batch["tokens"]
         keys = (None, None) if key is None else jax.random.split(key)
         mask, index, reach = ops.masks.causal(), None, config.window - 1
+        valid_BS = None
         if cache is not None:
             index = cache["index"]
             fresh = jnp.ones_like(tokens_BT) if segment_ids is None else segment_ids
@@ -106,7 +107,7 @@ def make(config: Config) -> Model:
             cache=cache, index=index, key=keys[1], return_hidden=return_hidden,
             return_attention=return_attention, return_feed_input=return_feed_input, of_kind=of_kind,
             segment_ids_BT=segment_ids if config.short_conv else None,
-            bias=bias, offset=start, global_BT=global_tokens(config, batch),
+            bias=bias, offset=start, global_BT=global_tokens(config, batch, valid_BS),
         )  # fmt: skip
         hidden = out.x_BTD
         if final_norm is not None:

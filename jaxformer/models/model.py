@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer import ops
+from jaxformer.errors import UserError
 from jaxformer.modules import stack, variants
 from jaxformer.modules.attention import Maps
 
@@ -154,14 +155,22 @@ def count_positions(tokens_BT: jax.Array, segment_ids_BT: jax.Array | None) -> j
     return jnp.where(segment_ids_BT == 0, 0, index_1T - first_BT)
 
 
-def global_tokens(config: Any, batch: Batch) -> jax.Array | None:
+def global_tokens(config: Any, batch: Batch, valid_BS: jax.Array | None = None) -> jax.Array | None:
     """Returns which tokens [B, T] all may see: the batch's, or each text's first, or None.
 
-    The first ones where `model.attention` has global_tokens="first" (a classifier reads them).
+    The first ones where `model.attention` has global_tokens="first" (a classifier reads them). With
+    `valid_BS`, the real tokens of a cache, it is which of these [B, S].
     """
     choice = variants.parse(config.attention)
+    if valid_BS is not None and "global_tokens" in batch:
+        raise UserError(
+            "a cache does not keep which tokens were given as global; set "
+            "model.attention=longformer(global_tokens='first')"
+        )
     if "global_tokens" in batch or choice is None or choice.get("global_tokens") != "first":
         return batch.get("global_tokens")
+    if valid_BS is not None:
+        return valid_BS & (jnp.cumsum(valid_BS, axis=1) == 1)
     ids_BT = batch.get("segment_ids", jnp.ones_like(batch["tokens"]))
     return (ids_BT != 0) & (count_positions(batch["tokens"], ids_BT) == 0)
 
@@ -182,8 +191,9 @@ def empty_cache(config: Any, num_layers: int, batch_size: int, max_length: int) 
     heads, k_width, v_width = config.kv_heads, config.per_head, config.per_head
     has_keys = variant is None or not variant.kind.HAS_STATE
     if variant is not None:
-        state = variant.make().init_state(config, batch_size, max_length)
-        heads, k_width, v_width = variant.make().cached(config)
+        attend = variant.make()
+        state = attend.init_state(config, batch_size, max_length)
+        heads, k_width, v_width = attend.cached(config)
     matrices = batch_size * heads
 
     def empty(*shape: int) -> tuple[Any, ...]:

@@ -170,10 +170,11 @@ def _check(experiment: Experiment) -> None:
         )
     choice = variants.parse(model.attention) if has_blocks else None
     if choice is not None and not choice.kind.PACKS and reads.layout.endswith("packed"):
+        others = [name for name in goal.LAYOUTS if not name.endswith("packed")]
         raise UserError(
             f"model.attention={model.attention} cannot tell the texts of a row apart; "
             f"data.layout={reads.layout} has several in one: set --config.data.layout="
-            f"{'seq2seq' if reads.layout.startswith('seq2seq') else 'padded'}"
+            f"{' or '.join(others)}"
         )
     lengths = {"seq_len": reads.seq_len}
     if reads.layout.startswith("seq2seq"):

@@ -68,12 +68,13 @@ def test_every_variant_is_tried():
     assert set(ASKED) == set(variants.VARIANTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CAUSAL)
 def test_decoder(name):
     model, params = make(decoder, name)
     whole = model.apply(params, {"tokens": TOKENS}).hidden_BTD
     # Token by token, after a prompt of four with padding on its left.
-    pad = 0 if name in NO_LEFT_PADDING else 3
+    pad = 0 if name in NO_LEFT_PADDING + NO_PADDING else 3
     prompt = jnp.pad(TOKENS[:, :4], ((0, 0), (pad, 0)), constant_values=7)
     real = jnp.broadcast_to((jnp.arange(4 + pad) >= pad).astype(jnp.int32), prompt.shape)
     out = model.apply(
@@ -96,6 +97,7 @@ def test_decoder(name):
     assert (reaches[at + 1 :] == 0).all() and reaches[at] > 0 and reaches[at - 1] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "name"),
     [(decoder, name) for name in CAUSAL] + [(encoder, name) for name in BOTH_SIDES],

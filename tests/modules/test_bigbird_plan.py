@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxformer.modules.variants.bigbird_plan import PAPER_LENGTHS, random_blocks
+from jaxformer.modules.variants.bigbird_plan import PAPER_LENGTHS, blocks_before, random_blocks
 
 # (length, block, random blocks, heads): two of the paper's lengths, and others.
 CASES = [(1024, 64, 3, 4), (4096, 64, 3, 2), (2048, 64, 3, 3), (24, 2, 1, 2), (768, 64, 3, 2)]
@@ -50,3 +50,16 @@ def test_no_block_that_is_seen_anyway(case):
     assert (abs(plan - rows) > 1).all() and (plan > 0).all()
     assert all(len(set(row)) == r for head in plan for row in head.tolist())
     assert (plan != random_blocks(length, block, r, heads, 1, longest=4096)).any()
+
+
+def test_a_decoder_draws_of_what_lies_before_and_the_same_for_any_length():
+    plan = blocks_before(40, 3, 4, 7)
+    for row in range(1, 40):
+        for head in plan[:, row - 1].tolist():
+            real = [block for block in head if block >= 0]
+            assert len(real) == min(3, max(row - 2, 0)) == len(set(real))
+            assert all(1 <= block <= row - 2 for block in real)
+    np.testing.assert_array_equal(blocks_before(11, 3, 4, 7), plan[:, :10])
+    assert len(np.unique(plan[0, 20:])) > 10  # from the whole past
+    assert (plan != blocks_before(40, 3, 4, 8)).any() and (plan[0] != plan[1]).any()
+    assert blocks_before(1, 3, 4, 7).shape == (4, 0, 3)

@@ -3,7 +3,7 @@
 Zaheer et al., 2020, appendix D: none of the window, none of the first and last block. The published
 programs draw them with numpy's seeded generator, from the first 1,024 tokens where the length is
 one that they were trained with, and else from the first 2 r + 5 blocks. The same draws in the same
-order give the same blocks.
+order give the same blocks. A decoder's plan, which the paper does not have, is `blocks_before`.
 """
 
 from __future__ import annotations
@@ -40,6 +40,22 @@ def random_blocks(
     rows = [[_row(draw, row, 2 * num_random + 5)[:num_random] for _ in range(num_heads)]
             for row in range(1, blocks)]  # fmt: skip
     return np.array(rows[:-1], np.int32).swapaxes(0, 1)
+
+
+@functools.lru_cache(maxsize=64)
+def blocks_before(blocks: int, num_random: int, num_heads: int, seed: int) -> np.ndarray:
+    """Returns int32 [N, blocks - 1, num_random] for a decoder: each row draws of what it may see.
+
+    That is neither the first block, which all see, nor the row's own or the one before; -1 where
+    there are fewer. A longer line begins with the same rows, so that a text can be written on.
+    """
+    draw = np.random.RandomState(seed).permutation
+    plan = np.full((num_heads, blocks - 1, num_random), -1, np.int32)
+    for row in range(3, blocks):
+        for head in range(num_heads):
+            chosen = 1 + draw(row - 2)[:num_random]
+            plan[head, row - 1, : len(chosen)] = chosen
+    return plan
 
 
 def _row(draw, row: int, high: int) -> np.ndarray:

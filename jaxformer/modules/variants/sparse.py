@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from jaxformer import ops
@@ -21,7 +22,7 @@ from jaxformer.modules.variants.base import (
     refused,
     without_packing,
 )  # fmt: skip
-from jaxformer.modules.variants.bigbird_plan import random_blocks
+from jaxformer.modules.variants.bigbird_plan import blocks_before, random_blocks
 from jaxformer.ops.attention.bigbird import bigbird
 from jaxformer.ops.attention.block_local import block_local
 from jaxformer.ops.attention.longformer import longformer
@@ -85,16 +86,16 @@ class BlockLocal(Variant):
 class Longformer(Variant):
     """A window and global tokens, which have projections of their own (Beltagy 2020).
 
-    window: tokens seen around the own one, half of them on each side. global_tokens: which are
-    global where the batch does not say ("global_tokens"): "given": none, "first": each text's
-    first. max_global: room for so many in a row; a row with more comes out as NaN.
+    window: tokens seen around the own one, half of them on each side (a decoder sees none after).
+    global_tokens: which are global where the batch does not say ("global_tokens"): "given": none,
+    "first": each text's first. max_global: room for so many in a row; a row with more comes out as
+    NaN.
     """
 
     window: int = 512
     global_tokens: str = "given"
     max_global: int = 64
 
-    CAUSAL = False
     HONOURS = frozenset({"dropout"})
     RUNNING = frozenset({"max_global"})
     VALID: ClassVar[Valid] = {"global_tokens": ("given", "first"), "max_global": 0}
@@ -114,14 +115,24 @@ class Longformer(Variant):
             bias = self.param(f"{name}_global_bias", zeros, (heads, H)) if biased else None
             return ops.linear(given.x_BTD, weight, bias)
 
-        K = k_BSKH.shape[2]
+        room, (S, K) = self.max_global, k_BSKH.shape[1:3]
         own = {
             f"global_{name}_B{axes}H": project(name, heads)
             for name, axes, heads in (("q", "TN", q_BTNH.shape[2]), ("k", "SK", K), ("v", "SK", K))
         }
+        if q_BTNH.shape[1] != S or not isinstance(given.offset, int):
+            # The keys are a cache's, of one text, whose first token is global if any is. It sees
+            # no other, so that of the past nothing is needed in its own projection.
+            room = min(room, 1)
+            for name in ("global_k_BSKH", "global_v_BSKH"):
+                past_BSKH = jnp.zeros_like(k_BSKH)
+                new_BTKH = own[name].astype(past_BSKH.dtype)
+                own[name] = jax.lax.dynamic_update_slice_in_dim(
+                    past_BSKH, new_BTKH, given.offset, 1
+                )
         result = longformer(
             q_BTNH, k_BSKH, v_BSKH, window=self.window, is_global_BS=given.global_BT,
-            max_global=self.max_global, **own, **given.options("dropout_rate", "key"),
+            max_global=room, **own, **given.options("dropout_rate", "key", "offset"),
         )  # fmt: skip
         return attended(result, given)
 
@@ -131,14 +142,14 @@ class BigBird(Variant):
 
     block: tokens of a block. num_random: random blocks that a block sees. random: "published" (the
     plan of the published programs, seeded by the layer's number) or "zero" (all are block 0, as
-    transformers computes it in evaluation). Up to (5 + 2 num_random) blocks all see all.
+    transformers computes it in evaluation). Up to (5 + 2 num_random) blocks all see all. A decoder,
+    which the paper does not have, draws among the blocks before, and has no last one.
     """
 
     block: int = 64
     num_random: int = 3
     random: str = "published"
 
-    CAUSAL = False
     PACKS = False
     HONOURS = frozenset({"dropout"})
     RUNNING = frozenset({"random"})
@@ -155,19 +166,25 @@ class BigBird(Variant):
 
     def attend(self, q_BTNH, k_BSKH, v_BSKH, given: Given) -> Attended:
         """Attends to rows of one text."""
-        T, N = q_BTNH.shape[1:3]
+        N, S = q_BTNH.shape[2], k_BSKH.shape[1]
+        causal = any(isinstance(part, ops.masks.Causal) for part in ops.masks.parts(given.mask))
         options = given.options("dropout_rate", "key")
-        if (5 + 2 * self.num_random) * self.block >= T:
+        if not causal and (5 + 2 * self.num_random) * self.block >= S:
             return attended(ops.attention(q_BTNH, k_BSKH, v_BSKH, **options), given)
-        n = -(-T // self.block)
+        n, c = -(-S // self.block), given.config
+
+        def drawn(layer: int):
+            if causal:
+                return blocks_before(n, self.num_random, N, layer)
+            return random_blocks(
+                n * self.block, self.block, self.num_random, N, layer, longest=c.max_length
+            )
+
         plan: dict[str, Any] = {"repeat_first": self.num_random}
         if self.random == "published":
-            c = given.config
-            plans_LNIR = [
-                random_blocks(n * self.block, self.block, self.num_random, N, layer,
-                              longest=c.max_length)
-                for layer in range(c.num_layers)
-            ]  # fmt: skip
-            plan = {"random_NIR": jnp.stack(plans_LNIR)[given.layer]}
-        result = bigbird(q_BTNH, k_BSKH, v_BSKH, block=self.block, **plan, **options)
+            plans_LNIR = jnp.stack([drawn(layer) for layer in range(c.num_layers)])
+            plan = {"random_NIR": plans_LNIR[given.layer]}
+        result = bigbird(
+            q_BTNH, k_BSKH, v_BSKH, block=self.block, offset=given.offset, **plan, **options
+        )
         return attended(result, given)
