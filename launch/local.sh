@@ -164,7 +164,8 @@ if [[ $command == test ]]; then
   fi
   prepare test
   cd "$root"
-  exec "$venv/bin/python" -m pytest "$@"
+  # Compiling, which most tests do, takes one core. What is given after these counts.
+  exec "$venv/bin/python" -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal "$@"
 fi
 
 prepare run

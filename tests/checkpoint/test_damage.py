@@ -134,6 +134,7 @@ def test_the_last_good_step_outlives_newer_damaged_ones(folder, states):
     assert restore_params(folder, step=2)[1] == {"step": 2}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", [0.5, None])
 def test_every_cut_or_missing_file_is_noticed_or_harmless(folder, states, cut, capfd):
     noticed = set()

@@ -62,6 +62,7 @@ def test_a_store_holds_every_token_after_what_the_model_read(speaker, store):
     assert found.meta["variance"] == pytest.approx(keys_ND.var(axis=0).sum(), rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("neighbours", "temperature"), [(3, 2.0), (40, 11.0)])
 def test_the_loss_is_that_of_the_formula(speaker, store, neighbours, temperature):
     keys_ND, values_N, _ = by_hand(speaker, speaker.tokenizer.encode(TEXT))

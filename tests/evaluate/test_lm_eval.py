@@ -110,6 +110,7 @@ def run(lm, shared_data, tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_choices_of_a_task_equal_a_computation_by_hand(run, speaker):
     results, samples, documents = run(BLIMP)
     assert len(samples) == NUMBER
@@ -144,6 +145,7 @@ def test_rolling_equals_a_computation_by_hand(run, speaker):
     assert results["bits_per_byte,none"] == pytest.approx(-total / num_bytes / np.log(2), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_writing_stops_where_the_task_says(run, speaker):
     from jaxformer.evaluate.prompting import generate_texts
     from jaxformer.generate import Config

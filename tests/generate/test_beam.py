@@ -64,6 +64,7 @@ def test_enough_beams_find_the_best_of_all_texts(gpt):
         assert text == every[int(np.argmax(scores(gpt, [prompt] * len(every), every)))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize("early", [False, True])
 def test_equal_to_transformers(gpt, penalty, early):

@@ -25,6 +25,7 @@ def asked(config):
     return model, params, out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [

@@ -135,6 +135,7 @@ def test_it_is_the_paper_in_all_three_ways_to_read(name):
     close(jnp.concatenate(parts, axis=1), expected, 3e-5)
 
 
+@pytest.mark.slow
 def test_documents_padding_and_batch_mates_change_nothing():
     model, params = make()
     apply = jitted(model)

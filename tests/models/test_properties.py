@@ -244,6 +244,7 @@ def test_short_convolution_decodes_packs_and_stays_causal():
     close(out.hidden_BTD[:, pad:], whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [decoder, encoder])
 def test_some_attention_maps_are_those_of_all(family):
     """Chosen layers, heads and queries; with the chunked backend nothing larger is ever made."""

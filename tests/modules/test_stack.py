@@ -46,6 +46,7 @@ PATTERNED = decoder.Config(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [dict(unroll=1), dict(remat="full"), dict(unroll=2, remat="dots")]
 )

@@ -29,6 +29,7 @@ def scaled(tree, factor):
     return jax.tree.map(lambda x: x * factor, tree)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_and_gradients_are_finite(case):
     _, params, batch, run = case
     (loss, metrics), grads = run(params, batch)

@@ -35,6 +35,7 @@ def test_tokens_are_drawn_from_the_distribution():
         assert abs(share - expected) <= 4 * np.sqrt(expected * (1 - expected) / drawn.size)
 
 
+@pytest.mark.slow
 def test_a_row_draws_the_same_in_any_part_of_the_batch_and_in_any_chunk(monkeypatch):
     model, params = speaker()
     hidden, rows = jnp.zeros((B, P, D)), jnp.array([4, 9, 2])

@@ -56,6 +56,7 @@ def test_softmax_is_the_product_of_two_choices(projected):
     np.testing.assert_allclose(np.exp(got).sum(-1), 1.0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradients_go_through_the_loss_that_never_holds_all_logits():
     hidden, labels = normal(2, 5, D), jnp.asarray(RNG.integers(0, V, (2, 5)))
 

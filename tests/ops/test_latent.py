@@ -82,6 +82,7 @@ def test_any_backend_any_width_of_values(values, backend, absorbed):
     np.testing.assert_allclose(scaled, jnp.broadcast_to(mean, scaled.shape), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absorbed", [False, True])
 def test_bfloat16_forward_and_backward(absorbed):
     a, mask = arrays(), MASKS["causal"]
@@ -122,6 +123,7 @@ def test_the_cheaper_form_is_taken():
     assert not absorbing_is_less(4096, 4096, **sizes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("absorbed", [False, True])
 def test_vmap_and_remat(absorbed):
     a = arrays()

@@ -93,6 +93,7 @@ def test_values_and_weights_are_the_formula(mask, decay, kernel):
     np.testing.assert_allclose(run(q, KEYS, V, "chunked"), want, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", DECAYS)
 def test_gradients_of_all_forms_are_those_of_the_parallel_one(decay):
     to_out, gate = rand(5, B, S, N, H), DECAYS[decay]
@@ -131,6 +132,7 @@ def test_strong_decays_are_safe_beside_weak_ones():
     assert np.isfinite(d_gates).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decay", ["none", "retention", "of channels"])
 def test_tokens_one_by_one_equal_the_whole(decay):
     gate = DECAYS[decay]

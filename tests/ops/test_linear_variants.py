@@ -98,6 +98,7 @@ def test_compiled_memory_grows_linearly(name):
     assert bytes_for(8192) < 4.4 * bytes_for(2048)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("name", CAUSAL)
 def test_no_gradient_flows_against_the_mask(name, packed):
@@ -113,6 +114,7 @@ def test_no_gradient_flows_against_the_mask(name, packed):
     assert (np.asarray(jnp.abs(d_k_TBSKH).max(axis=(3, 4))).transpose(1, 0, 2)[~allowed] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, causal",
     [("performer", False), ("linear", False), ("performer", True), ("retention", True)],
@@ -143,6 +145,7 @@ def test_nothing_to_attend_to_is_zero_with_zero_gradients(name):
         assert (np.asarray(array) == 0).all()
 
 
+@pytest.mark.slow
 @IDENTIFIED
 def test_bfloat16_costs_only_its_own_rounding(fn, mask):
     small = [x.astype(jnp.bfloat16) for x in given()]

@@ -87,6 +87,7 @@ def test_gradients_are_those_of_the_formula():
         np.testing.assert_allclose((np.asarray(gradient) * direction).sum(), want, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_nothing_to_attend_to_is_zero_with_zero_gradients():
     hidden = masks.lengths(jnp.zeros(B, jnp.int32))
     nobody = masks.explicit(jnp.zeros((B, 1, T, 1), bool))

@@ -50,6 +50,7 @@ def test_a_bias_array_gets_its_gradient():
     check(f, inputs(T), dense(T, T, 4, is_global), bias=rand(3, 1, 4, T, T))
 
 
+@pytest.mark.slow
 def test_a_part_of_the_line():
     q, k, v = inputs(6, 20)
     is_global = global_tokens(20, [0, 16], [15])

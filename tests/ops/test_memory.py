@@ -122,6 +122,7 @@ def test_no_block_holds_all_scores(monkeypatch):
     assert max(sizes) <= 2**15 < 512 * 4096
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_queries_alone():
     def loss(q, k, v):
         return jnp.sin(3 * memory_attention(q, k, v, top_k=4, mask=MASKS["lengths"])).sum()

@@ -139,6 +139,7 @@ def test_the_convolution_is_a_sum_of_shifted_values(length):
     np.testing.assert_allclose(with_it - without, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("landmarks, width", [(4, 3), (8, 1), (16, 5)])
 def test_it_is_the_published_layer(landmarks, width):
     torch = pytest.importorskip("torch")

@@ -109,6 +109,7 @@ def test_features_of_a_block_are_orthogonal():
     assert abs(np.square(many).sum(axis=1).mean() - H) < 4 * (2 * H / 4000) ** 0.5
 
 
+@pytest.mark.slow
 def test_the_error_to_softmax_falls_as_the_root_of_features():
     q, k, v = (0.5 * rand(i, 1, 12, 1, H) for i in range(3))
     exact, _ = reference.attention(q, k, v)
@@ -143,6 +144,7 @@ def test_gradients_are_those_of_the_formula():
         np.testing.assert_allclose((gradient * direction).sum(), want, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_far_keys_take_nothing_from_the_others():
     """Exponents that differ by hundreds: a running top keeps what a later one would crush."""
     k = KEYS.at[:, 8:].multiply(40.0)
@@ -152,6 +154,7 @@ def test_far_keys_take_nothing_from_the_others():
     assert np.isfinite(out).all()
 
 
+@pytest.mark.slow
 def test_an_epsilon_is_part_of_each_feature():
     def phi(x):
         x = np.asarray(x, np.float64) * H**-0.25

@@ -75,6 +75,7 @@ def test_buckets_are_those_of_t5(bidirectional):
         np.testing.assert_array_equal(got, want.numpy())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "bidirectional, t, s", [(True, 5, 7), (False, 7, 5), (False, 1, 4), (True, 4, 1)]
 )

@@ -125,6 +125,7 @@ def test_a_step_beyond_the_memory_is_not_run(folder):
     assert {row.get("skipped") for row in compare.read("out")} == {"needs 0.0 GiB, more than 0.0"}
 
 
+@pytest.mark.slow
 def test_costs_grow_with_the_length_as_they_are_planned(folder):
     asked = compare.load("tiny.py", ["model.attention_backend=dense"])
     found = [compare._cost(asked, "dense", length) for length in (64, 512)]

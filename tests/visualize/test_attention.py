@@ -34,6 +34,7 @@ def test_cross_attention_has_its_own_queries():
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["a", "b"]
 
 
+@pytest.mark.slow
 def test_many_maps_are_not_crowded_with_labels(tmp_path):
     for token, seen in {" w": "␣w␣w␣w", "w": "w w w"}.items():  # words stay apart
         figure = attention_maps(weights(12, 12, 40, 40), [token] * 40)
