@@ -10,10 +10,11 @@ four layers also the 32 best of all earlier tokens of its file in the row, which
 The paper's model ("wu2022" in models/memorizing.py) has 12 layers of width 1,024, the memory in the
 9th, segments of 512 and positions="t5"; its memory goes on from step to step, here it is the row's.
 
-Time: 6.6 minutes on 2 CPU cores that ran tests as well. Score, one seed, all held-out files:
-perplexity 38.55 (loss 3.652 nats a token); 39.05 (3.665) with its memory switched off, so it is
-used; but 38.59 (3.653) from the base trained alike: after a million tokens the memory gains nothing
-yet over a model that never had one.
+Time: 30 minutes on 2 CPU cores that trained its base at the same time. Score, one seed, all of the
+held-out files: perplexity 19.07 (loss 2.948 nats a token), its base, trained alike, 20.54 (3.022):
+7 % less; 20.91 (3.040) with its memory switched off, so it is used. In rows of 8,192 tokens, four
+times those of training, 19.22 and 20.52. The memory begins to pay after 1.5 million tokens: after
+500 steps both stand at a validation loss of 3.57.
 """
 
 from ml_collections import ConfigDict
@@ -37,8 +38,8 @@ def get_config() -> ConfigDict:
                 name="muon", learning_rate=0.02, adam_learning_rate=0.01, rates=("head/.*:0.4",),
                 eps=1e-10, weight_decay=0.0, schedule="linear", warmup_steps=0, final_fraction=0.0,
             ),
-            train=dict(steps=500, eval_every=250, eval_tokens=65536),
-            checkpoint=dict(every=250, keep=1, keep_best=0),
+            train=dict(steps=2000, eval_every=250, eval_tokens=65536),
+            checkpoint=dict(every=500, keep=1, keep_best=0),
             generate=dict(prompts=("def ",), max_new_tokens=100, temperature=0.7),
         )
     )  # fmt: skip
