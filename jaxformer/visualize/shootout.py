@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from jaxformer.visualize.style import COLOURS, FAINT, INK, figure, plain
@@ -78,13 +77,15 @@ def _accuracy(axes: Axes, task: str, rows: list[dict[str, Any]], looks: dict[str
     low, high = min(drawn), max(drawn)
     room = max(0.12 * (high - low), 0.01)
     axes.set_ylim(low - room, high + 1.6 * room)
-    axes.set_xlim(x.min() / 1.35, x.max() * 2.1)  # names stand to the right of their marks
+    first, last = x.min() / 1.35, x.max() * 1.25
+    axes.set_xlim(first, last * 2.2)  # names stand in a column to the right of all marks
+    names = [
+        (row["variant"], place, height, looks[row["variant"]]["color"])
+        for row, place, height in zip(rows, x, y, strict=True)
+    ]
     if chance is not None:
-        axes.axhline(chance, color=FAINT, linestyle=":", linewidth=1.2, zorder=1)
-        axes.annotate(
-            "largest class", (1, chance), xycoords=("axes fraction", "data"), xytext=(-2, 3),
-            textcoords="offset points", fontsize=8, color=FAINT, ha="right",
-        )  # fmt: skip
+        axes.plot([first, last], [chance] * 2, color=FAINT, linestyle=":", linewidth=1.2, zorder=1)
+        names.append(("largest class", last, chance, FAINT))
     for row, place, height, area in zip(rows, x, y, areas, strict=True):
         look = looks[row["variant"]]
         axes.scatter(
@@ -92,17 +93,14 @@ def _accuracy(axes: Axes, task: str, rows: list[dict[str, Any]], looks: dict[str
             linewidths=0.8, edgecolors="white", zorder=3,
         )  # fmt: skip
     bottom, top = axes.get_ylim()
-    heights = _apart((y - bottom) / (top - bottom), 0.062)
-    for row, place, actual, part in zip(rows, x, y, heights, strict=True):
-        height = bottom + part * (top - bottom)
-        moved = abs(actual - height) > 0.02 * (top - bottom)
-        name = axes.annotate(
-            row["variant"], (place, actual), xytext=(place * 1.16, height),
-            textcoords="data", va="center", fontsize=8, color=looks[row["variant"]]["color"],
-            arrowprops=_LEADER if moved else None,
-            zorder=4, path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        )  # fmt: skip
-        name.set_in_layout(False)  # the axis has room for it
+    at = np.array([height for _, _, height, _ in names])
+    for (name, place, height, colour), part in zip(
+        names, _apart((at - bottom) / (top - bottom), 0.062), strict=True
+    ):
+        axes.annotate(
+            name, (place, height), xytext=(last * 1.04, bottom + part * (top - bottom)),
+            va="center", fontsize=8, color=colour, arrowprops=_LEADER,
+        ).set_in_layout(False)  # the axis has room for it  # fmt: skip
     _decades(axes.xaxis, *axes.get_xlim())
     axes.set_xlabel("ms a step", color=INK)
     sizes = f"{memory.min() / 2**20:,.0f} to {memory.max() / 2**20:,.0f} MiB"
