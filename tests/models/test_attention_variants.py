@@ -162,3 +162,12 @@ def test_what_a_kind_cannot_do_is_told_before_training(name):
         with pytest.raises(UserError, match=r"model\.window belongs to softmax"):
             family.make(family.Config(**config, window=3))
     assert all("\n" not in line for line in told)
+
+
+def test_a_cache_refuses_given_global_tokens_which_it_would_forget():
+    model, params = make(decoder, "longformer")
+    given = jnp.broadcast_to((jnp.arange(T) == 3).astype(jnp.int32), (B, T))
+    batch = {"tokens": TOKENS, "global_tokens": given}
+    assert not jnp.isnan(model.apply(params, batch).hidden_BTD).any()
+    with pytest.raises(UserError, match="set model.attention=longformer"):
+        model.apply(params, batch, cache=model.init_cache(B, T))
