@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from jaxformer.visualize.style import COLOURS, FAINT, INK, figure, plain
@@ -78,7 +79,7 @@ def _accuracy(axes: Axes, task: str, rows: list[dict[str, Any]], looks: dict[str
     room = max(0.12 * (high - low), 0.01)
     axes.set_ylim(low - room, high + 1.6 * room)
     first, last = x.min() / 1.35, x.max() * 1.25
-    axes.set_xlim(first, last * 2.2)  # names stand in a column to the right of all marks
+    axes.set_xlim(first, first * (last / first) ** 1.5)  # names stand right of all marks
     names = [
         (row["variant"], place, height, looks[row["variant"]]["color"])
         for row, place, height in zip(rows, x, y, strict=True)
@@ -92,15 +93,8 @@ def _accuracy(axes: Axes, task: str, rows: list[dict[str, Any]], looks: dict[str
             [place], [height], s=[area], marker=look["marker"], color=look["color"], alpha=0.75,
             linewidths=0.8, edgecolors="white", zorder=3,
         )  # fmt: skip
-    bottom, top = axes.get_ylim()
-    at = np.array([height for _, _, height, _ in names])
-    for (name, place, height, colour), part in zip(
-        names, _apart((at - bottom) / (top - bottom), 0.062), strict=True
-    ):
-        axes.annotate(
-            name, (place, height), xytext=(last * 1.04, bottom + part * (top - bottom)),
-            va="center", fontsize=8, color=colour, arrowprops=_LEADER,
-        ).set_in_layout(False)  # the axis has room for it  # fmt: skip
+    for text in _column(axes, names, 0.68):
+        text.set_in_layout(False)  # the axis has room for it
     _decades(axes.xaxis, *axes.get_xlim())
     axes.set_xlabel("ms a step", color=INK)
     sizes = f"{memory.min() / 2**20:,.0f} to {memory.max() / 2**20:,.0f} MiB"
@@ -123,7 +117,8 @@ def _over_length(
             lengths, values = zip(*found, strict=True)
             axes.plot(lengths, values, color=look["color"], marker=look["marker"], markersize=4.5,
                       linewidth=1.5, markeredgecolor="white", markeredgewidth=0.5)  # fmt: skip
-            ends.append((values[-1], lengths[-1], name))
+            # A line that ends early (its next point would not fit the memory) is led to its name.
+            ends.append((name, lengths[-1], values[-1], look["color"]))
     lengths = sorted({row["length"] for row in rows})
     axes.set_xticks(lengths, [f"{n:,}" for n in lengths])
     axes.set_xlim(lengths[0] / 1.2, lengths[-1] * 1.2)
@@ -133,16 +128,20 @@ def _over_length(
     low, high = axes.get_ylim()
     _decades(axes.yaxis, low, high)
     axes.set_ylim(low, high)
-    ends.sort()
-    span = np.log(high / low)
-    heights = _apart(np.log([value / low for value, _, _ in ends]) / span, 0.062)
-    for height, (value, length, name) in zip(heights, ends, strict=True):
-        # A line that ends early (its next point would not fit the memory) is led to its name.
+    _column(axes, ends, 1.03)
+
+
+def _column(axes: Axes, names: list[tuple[str, float, float, str]], at: float) -> list[Annotation]:
+    """Writes names, each with its point and colour, in a column at a part of the axes' width."""
+    points = axes.transData.transform([(x, y) for _, x, y, _ in names])
+    heights = _apart(axes.transAxes.inverted().transform(points)[:, 1], 0.062)
+    return [
         axes.annotate(
-            name, (length, value), xytext=(1.03, height), textcoords="axes fraction", va="center",
-            fontsize=8.5, color=looks[name]["color"], annotation_clip=False,
-            arrowprops=_LEADER,
-        )  # fmt: skip
+            name, (x, y), xytext=(at, height), textcoords="axes fraction", va="center",
+            fontsize=8, color=colour, annotation_clip=False, arrowprops=_LEADER,
+        )
+        for (name, x, y, colour), height in zip(names, heights, strict=True)
+    ]  # fmt: skip
 
 
 def _decades(axis: Any, low: float, high: float) -> None:
