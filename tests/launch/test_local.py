@@ -120,11 +120,12 @@ def test_the_second_start_installs_nothing(machine):
 def test_tests_get_their_extra_and_what_they_need_contains_what_a_run_needs(machine):
     machine.run("train")
     result = machine.run("test", "fast", "-k", "a or b", FAKE_EXIT="5")
-    assert result.stdout.splitlines()[:2] == ["-m", "pytest"]
-    assert result.stdout.splitlines()[-4:] == ["-m", "not slow", "-k", "a or b"]
+    side_by_side = ["--numprocesses", "auto", "--maxprocesses", "8", "--dist", "worksteal"]
+    pytest_words = ["-m", "pytest", *side_by_side]
+    assert result.stdout.splitlines() == [*pytest_words, "-m", "not slow", "-k", "a or b"]
     assert result.returncode == 5
     assert machine.installs == ["", "[test]"]
-    assert "not slow" not in machine.run("test").stdout
+    assert machine.run("test").stdout.splitlines() == pytest_words
     assert machine.run("train").returncode == 0
     assert machine.installs == ["", "[test]"]
 
