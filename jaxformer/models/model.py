@@ -161,14 +161,16 @@ def global_tokens(config: Any, batch: Batch, valid_BS: jax.Array | None = None) 
     The first ones where `model.attention` has global_tokens="first" (a classifier reads them). With
     `valid_BS`, the real tokens of a cache, it is which of these [B, S].
     """
+    if "global_tokens" in batch:
+        if valid_BS is not None:
+            raise UserError(
+                "a cache does not keep which tokens were given as global; set "
+                "model.attention=longformer(global_tokens='first')"
+            )
+        return batch["global_tokens"]
     choice = variants.parse(config.attention)
-    if valid_BS is not None and "global_tokens" in batch:
-        raise UserError(
-            "a cache does not keep which tokens were given as global; set "
-            "model.attention=longformer(global_tokens='first')"
-        )
-    if "global_tokens" in batch or choice is None or choice.get("global_tokens") != "first":
-        return batch.get("global_tokens")
+    if choice is None or choice.get("global_tokens") != "first":
+        return None
     if valid_BS is not None:
         return valid_BS & (jnp.cumsum(valid_BS, axis=1) == 1)
     ids_BT = batch.get("segment_ids", jnp.ones_like(batch["tokens"]))

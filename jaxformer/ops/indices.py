@@ -15,6 +15,11 @@ import jax.numpy as jnp
 Index = Any
 
 
+def in_place(num_queries: int, num_keys: int, offset: int | jax.Array) -> bool:
+    """Whether each query surely has its own key: they are one whole line, not a part of it."""
+    return num_queries == num_keys and isinstance(offset, int) and offset == 0
+
+
 @jax.tree_util.register_pytree_node_class
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:

@@ -321,6 +321,11 @@ def parts(mask: Mask | None) -> list[Mask]:
     return parts(mask.left) + parts(mask.right) if isinstance(mask, Both) else [mask]
 
 
+def is_causal(mask: Mask | None) -> bool:
+    """Whether `causal` is a part of it."""
+    return any(isinstance(part, Causal) for part in parts(mask))
+
+
 def key_range(mask: Mask | None, q_start: int, q_stop: int, num_keys: int) -> tuple[int, int]:
     """Static bounds: keys outside [lo, hi) are surely masked for queries q_start <= t < q_stop.
 

@@ -27,6 +27,7 @@ from jaxformer.ops.attention.bigbird import bigbird
 from jaxformer.ops.attention.block_local import block_local
 from jaxformer.ops.attention.longformer import longformer
 from jaxformer.ops.attention.sliding_window import sliding_window
+from jaxformer.ops.indices import in_place
 
 
 class SlidingWindow(Variant):
@@ -120,7 +121,7 @@ class Longformer(Variant):
             f"global_{name}_B{axes}H": project(name, heads)
             for name, axes, heads in (("q", "TN", q_BTNH.shape[2]), ("k", "SK", K), ("v", "SK", K))
         }
-        if q_BTNH.shape[1] != S or not isinstance(given.offset, int):
+        if not in_place(q_BTNH.shape[1], S, given.offset):
             # The keys are a cache's, of one text, whose first token is global if any is. It sees
             # no other, so that of the past nothing is needed in its own projection.
             room = min(room, 1)
@@ -167,7 +168,7 @@ class BigBird(Variant):
     def attend(self, q_BTNH, k_BSKH, v_BSKH, given: Given) -> Attended:
         """Attends to rows of one text."""
         N, S = q_BTNH.shape[2], k_BSKH.shape[1]
-        causal = any(isinstance(part, ops.masks.Causal) for part in ops.masks.parts(given.mask))
+        causal = ops.masks.is_causal(given.mask)
         options = given.options("dropout_rate", "key")
         if not causal and (5 + 2 * self.num_random) * self.block >= S:
             return attended(ops.attention(q_BTNH, k_BSKH, v_BSKH, **options), given)

@@ -26,7 +26,7 @@ from jaxformer.ops.attention import scores
 from jaxformer.ops.attention.api import attention
 from jaxformer.ops.attention.banded import Extra, banded, check
 from jaxformer.ops.attention.drawn_blocks import Drawn
-from jaxformer.ops.indices import Index, as_array
+from jaxformer.ops.indices import Index, as_array, in_place
 from jaxformer.ops.masks import Mask, pytree
 
 
@@ -84,8 +84,7 @@ def bigbird(
         raise ValueError(
             f"bigbird: block must be >= 1 and repeat_first >= 0, not {block} and {repeat_first}"
         )
-    causal = any(isinstance(part, masks.Causal) for part in masks.parts(mask))
-    layout = Layout(block, -(-S // block), causal, repeat_first)
+    layout = Layout(block, -(-S // block), masks.is_causal(mask), repeat_first)
     want = (N, layout.inner)
     if random_NIR is not None and (random_NIR.ndim != 3 or random_NIR.shape[:2] != want):
         raise ValueError(
@@ -100,8 +99,7 @@ def bigbird(
         "key": key if dropout_rate > 0.0 else None,
     }
     bias = scores.as_bias(bias)
-    whole = T == S and isinstance(offset, int) and offset == 0
-    if whole and not return_weights and layout.inner > 0:
+    if in_place(T, S, offset) and not return_weights and layout.inner > 0:
         return _by_blocks(q_BTNH, k_BSKH, v_BSKH, layout, random_NIR, mask, bias, options)
     seen = Seen(layout, random_NIR, offset)
     return attention(

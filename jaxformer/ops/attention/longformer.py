@@ -147,8 +147,7 @@ def _choose(is_global_BS: jax.Array, size: int) -> Chosen:
 def _local(q, k, v, side, chosen, offset, mask, bias, options, dropped, return_weights):
     """Returns (out_BTNH, weights_BNTS or None) of all tokens as if none were a global query."""
     T = q.shape[1]
-    causal = any(isinstance(part, masks.Causal) for part in masks.parts(mask))
-    near = Near(side, 0 if causal else side, 1, offset)
+    near = Near(side, 0 if masks.is_causal(mask) else side, 1, offset)
     seen, extra = near if mask is None else mask & near, None
     if chosen is not None:
         seen = seen & Keys(~chosen.is_global_BS)

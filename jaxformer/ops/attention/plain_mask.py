@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.ops import masks
+from jaxformer.ops.indices import in_place
 from jaxformer.ops.masks import Mask
 
 
@@ -87,10 +88,8 @@ def plain_mask(mask: Mask | None, name: str, num_queries: int, num_keys: int) ->
         k_ids_BS *= pairs[0].kv_segment_ids_BS
         twins = pairs[0].others_BS is None
     offset = _least(offsets) if offsets else 0
-    in_place = num_queries == num_keys and isinstance(offset, int) and offset == 0
-    return PlainMask(
-        bool(offsets), offset, q_ids_BT, k_ids_BS, bool(pairs), in_place, in_place and twins
-    )
+    whole = in_place(num_queries, num_keys, offset)
+    return PlainMask(bool(offsets), offset, q_ids_BT, k_ids_BS, bool(pairs), whole, whole and twins)
 
 
 def without_order(plain: PlainMask, name: str, *, why: str, packing: bool = False) -> PlainMask:

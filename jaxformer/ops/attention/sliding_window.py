@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxformer.ops import masks
 from jaxformer.ops.attention import scores
 from jaxformer.ops.attention.banded import Extra, banded, check
-from jaxformer.ops.indices import Index, as_array
+from jaxformer.ops.indices import Index, as_array, in_place
 from jaxformer.ops.masks import Mask, pytree
 
 # Queries of a chunk: fewer waste less at the window's ends, more make larger matmuls. Measured on
@@ -90,14 +90,13 @@ def sliding_window(
         )
     if isinstance(scale, jax.Array):
         q_BTNH, scale = (q_BTNH * scale).astype(q_BTNH.dtype), 1.0
-    in_place = T == S and isinstance(offset, int) and offset == 0
     near, bias = Near(left, right, dilation, offset), scores.as_bias(bias)
     options: dict[str, Any] = {
         "scale": 1.0 / math.sqrt(H) if scale is None else scale, "soft_cap": soft_cap,
     }  # fmt: skip
     dropped = {"dropout_rate": dropout_rate, "key": key if dropout_rate > 0.0 else None}
     chunk = min(query_chunk or QUERY_CHUNK, T)
-    reach = _dilated if dilation > 1 and in_place and T > 1 else _near
+    reach = _dilated if dilation > 1 and T > 1 and in_place(T, S, offset) else _near
     out_BTNH, lse_BNT = reach(
         q_BTNH, k_BSKH, v_BSKH, near, min(sinks, S), mask, bias, chunk, **options, **dropped
     )
